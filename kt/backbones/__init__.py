@@ -1,0 +1,1 @@
+"""Convolutional trunks, one file each; the file name is the name in the config."""

@@ -1,0 +1,116 @@
+"""Any convolutional classification model of torchvision, by name, without its classifier.
+
+Layers: `conv1`..`conv5` of AlexNet and `conv1_1`..`conv5_3` of the VGGs (behind the ReLU, as in the
+paper), `stem` and `layer1`..`layer4` of the ResNets, otherwise the names of the model's own parts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Settings
+from kt.core.step import ConfigError
+
+HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout", "flatten")
+
+
+class Options(Settings):
+    """Options of the backbone in the config."""
+
+    model: Annotated[str, Field(description="name in torchvision.models, such as resnet18")]
+
+
+def stages(options: Options) -> dict:
+    """Gives the trunk's stages in order.
+
+    Raises:
+        ConfigError: torchvision has no such classification model, or it has no trunk of maps.
+    """
+    import torch
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if options.model not in names:
+        raise ConfigError(f"backbone.model: {options.model!r} is not one of {', '.join(names)}")
+    settings = {"aux_logits": False} if options.model in ("googlenet", "inception_v3") else {}
+    model = models.get_model(options.model, weights=None, **settings)
+    found = _by_convolution(model) if _is_plain(model) else _by_part(model)
+    _check_maps(options.model, found, torch.zeros(1, 3, 224, 224))
+    return found
+
+
+def _is_plain(model) -> bool:
+    from torch import nn
+
+    parts = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
+    features = getattr(model, "features", None)
+    return isinstance(features, nn.Sequential) and all(isinstance(part, parts) for part in features)
+
+
+def _by_convolution(model) -> dict:
+    """Splits a row of convolutions behind each ReLU; a pooling opens the next stage."""
+    from torch import nn
+
+    blocks: list[list[list]] = [[[]]]
+    for part in model.features:
+        if isinstance(part, nn.MaxPool2d):
+            blocks.append([[]])
+        blocks[-1][-1].append(part)
+        if isinstance(part, nn.ReLU):
+            blocks[-1].append([])
+    stages = [[stage for stage in block if any(isinstance(p, nn.Conv2d) for p in stage)] for block in blocks]
+    if max(map(len, stages)) > 1 and type(model).__name__ == "VGG":
+        named = {
+            f"conv{number}_{inner}": stage
+            for number, block in enumerate(stages, 1)
+            for inner, stage in enumerate(block, 1)
+        }
+    else:
+        flat = [stage for block in stages for stage in block]
+        named = {f"conv{number}": stage for number, stage in enumerate(flat, 1)}
+    return {name: nn.Sequential(*stage) for name, stage in named.items()}
+
+
+def _by_part(model) -> dict:
+    """Takes the model's own parts up to its classifier; loose parts in front become the stem."""
+    from torch import nn
+
+    trunk = model
+    for name in ("features", "layers"):
+        trunk = getattr(model, name, trunk)
+    found: dict[str, nn.Module] = {}
+    stem: list[nn.Module] = []
+    for name, part in trunk.named_children():
+        if name in HEADS:
+            break
+        if not found and not _is_stage(part):
+            stem.append(part)
+            continue
+        if stem:
+            found["stem"], stem = nn.Sequential(*stem), []
+        found[f"layer{name}" if name.isdigit() else name] = part
+    return found or {"stem": nn.Sequential(*stem)}
+
+
+def _is_stage(part) -> bool:
+    """Says whether a part is more than a single convolution, norm, activation or pooling."""
+    return any(True for _ in part.children())
+
+
+def _check_maps(name: str, found: dict, images) -> None:
+    import torch
+
+    with torch.inference_mode():
+        for layer, stage in found.items():
+            try:
+                images = stage.eval()(images)
+            except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+                raise ConfigError(f"backbone.model: {name} has no plain trunk ({layer}: {error})") from None
+            stage.train()
+            if getattr(images, "ndim", 0) != 4 or images.shape[2] != images.shape[3]:
+                raise ConfigError(
+                    f"backbone.model: layer {layer} of {name} does not give maps (B, M, h, w); "
+                    "only convolutional models can be backbones"
+                )

@@ -1,0 +1,1 @@
+"""What every step shares: artefacts, randomness, models and the one training loop."""

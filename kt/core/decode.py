@@ -1,0 +1,142 @@
+"""From the bytes of a file to packed pixels, by fixed rules.
+
+The picture is turned upright (EXIF), made RGB, cut to its centre square and resized with
+antialiasing (bicubic). Rules by mode: grey gives three equal channels; 16-bit (also stored as
+32-bit integers) is divided by 257; float is stretched from its lowest to its highest value; palette
+and transparency are laid on white; of an animation the first frame counts; all else as Pillow
+converts it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MIN_EDGE = 8  # pixels; a shorter side below this shows nothing
+# Only formats that Pillow decodes itself: none that starts another program, such as EPS.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
+# What Pillow raises on files that are not what they say.
+FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class Decoded(NamedTuple):
+    """One picture: packed pixels (3, S, S) uint8, and the mode and size it had in its file."""
+
+    pixels: np.ndarray
+    mode: str
+    width: int
+    height: int
+
+
+class BadImage(Exception):
+    """A file that is no usable picture; the text is the reason for the data report."""
+
+
+def decode(payload: bytes | np.ndarray, size: int, max_pixels: int) -> Decoded:
+    """Decodes one picture completely and packs it.
+
+    Args:
+        payload: The bytes of an image file, or pixels (H, W) or (H, W, 3) uint8.
+        size: Edge of the result, pixels.
+        max_pixels: Pictures with more are refused before they are decoded.
+
+    Raises:
+        BadImage: It is truncated, no picture, too large or too small.
+    """
+    try:
+        image = _open(payload)
+        mode, (width, height) = image.mode, image.size
+        if width * height > max_pixels:
+            raise BadImage(f"{width} x {height} pixels, more than max_pixels = {max_pixels}")
+        if min(width, height) < MIN_EDGE:
+            raise BadImage(f"{width} x {height} pixels, the shorter side must have {MIN_EDGE}")
+        image.draft(None, (2 * size, 2 * size))  # large JPEGs: decode at 1/2, 1/4 or 1/8
+        upright = ImageOps.exif_transpose(image)
+        return Decoded(_pack(_rgb(upright), size), mode, width, height)
+    except FAULTS as error:
+        raise BadImage(f"{type(error).__name__}: {_without_address(error)}") from error
+
+
+def _open(payload: bytes | np.ndarray) -> Image.Image:
+    if isinstance(payload, np.ndarray):
+        return Image.fromarray(payload)
+    if not payload:
+        raise BadImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(payload), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"not an image file, it begins with {payload[:16]!r}") from None
+    if image.format in ("JPEG", "MPO") and not _has_end(payload):
+        raise BadImage("truncated: the JPEG has no end marker")
+    return image
+
+
+def _has_end(payload: bytes) -> bool:
+    """Looks for the end marker after a JPEG's first scan begins.
+
+    Pillow notices missing bytes, but fills with grey what was overwritten with zeros.
+    """
+    at = 2
+    while at + 4 <= len(payload) and payload[at] == 0xFF:
+        marker = payload[at + 1]
+        if marker == 0xDA:
+            return payload.find(b"\xff\xd9", at) >= 0
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(payload[at + 2 : at + 4], "big")
+    return True  # an unusual header: Pillow shall judge
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image, np.float64).clip(0, 65535) / 257
+        image = Image.fromarray(np.rint(values).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_stretched(np.asarray(image, np.float64)))
+    elif image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise BadImage("holds values that are not finite")
+    low, high = values.min(), values.max()
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.rint((values - low) * scale).astype(np.uint8)
+
+
+def _pack(image: Image.Image, size: int) -> np.ndarray:
+    """Resizes the centre square of an RGB image, (3, size, size) uint8; the same size is kept."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    box = (left, top, left + edge, top + edge)
+    if edge == size:
+        image = image.crop(box)
+    else:
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _without_address(error: BaseException) -> str:
+    """Gives an error's text without `<... object at 0x...>`, so that reports are repeatable."""
+    return str(error).split(" <", 1)[0].split(" object at 0x", 1)[0] or "no further details"

@@ -1,0 +1,181 @@
+"""What a source hands over: entries, one for each picture, and the meaning of folder names.
+
+Every file of `kt/sources` offers `entries(dataset)`, an iterator of `Entry`, and `origin(dataset)`,
+a mapping for the data report that says where the pictures came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from kt.core.images import SPLITS
+from kt.core.step import DataError
+
+POOL, TRAIN, TEST = SPLITS
+# What a name may end with to count as a picture. The content, not the name, decides how it is read.
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
+)
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a source.
+
+    Attributes:
+        split: One of `kt.core.images.SPLITS`.
+        key: Unique name, clean UTF-8.
+        class_name: None where unknown.
+        read: Gives the bytes of an image file, or pixels (H, W) or (H, W, 3) uint8; valid only
+            until the iterator moves on.
+        refused: Why the file is not read, for the data report; empty for pictures.
+        ignored: It is no picture at all (hidden, another suffix) and is only counted.
+    """
+
+    split: str
+    key: str
+    class_name: str | None
+    read: Callable[[], bytes | np.ndarray]
+    refused: str = ""
+    ignored: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is a picture to read."""
+        return not (self.refused or self.ignored)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """One file of a folder or an archive, before its name is given a meaning.
+
+    Attributes:
+        name: Path inside the root, as it stands there.
+        size: Bytes.
+        read: Gives its bytes.
+        refused: Why it must not be read, such as a link; else empty.
+    """
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+    refused: str = ""
+
+
+def entries(files: Callable[[], Iterable[File]], max_pixels: int, where: str) -> Iterator[Entry]:
+    """Gives a folder's or an archive's files as entries, by the names of its folders.
+
+    With the folders `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` (below common folders, if
+    any) the splits are those; without any of them all pictures are `train-unlabelled`.
+
+    Args:
+        files: Lists the files; called twice, so that nothing but names is held.
+        max_pixels: Files with more than 8 bytes for each of so many pixels are refused.
+        where: The root, for errors.
+
+    Raises:
+        DataError: A split or a class is missing.
+    """
+    names = ((file, _parts(file.name)) for file in files())
+    pictures = [
+        parts for file, parts in names if not _is_ignored(parts) and not _refusal(file, max_pixels)
+    ]
+    depth = _common_depth(pictures)
+    split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
+    if split_up:
+        _check_classes([parts[depth:] for parts in pictures], where)
+    seen: set[str] = set()
+    for file in files():
+        entry = _entry(file, max_pixels, depth if split_up else None)
+        if entry.usable and entry.key in seen:
+            entry = dataclasses.replace(entry, refused="another file of this name came before")
+        seen.add(entry.key)
+        yield entry
+
+
+def clean(name: str) -> str:
+    """Makes any file name a key of clean UTF-8: odd bytes and NUL are escaped with backslashes."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _entry(file: File, max_pixels: int, depth: int | None) -> Entry:
+    """Reads the meaning of a name; `depth` is that of the split folders, None: all is pool."""
+    parts = _parts(file.name)
+    key = clean("/".join(parts))
+    if _is_ignored(parts):
+        return Entry(POOL, key, None, file.read, ignored=True)
+    if refused := _refusal(file, max_pixels):
+        return Entry(POOL, clean(file.name), None, file.read, refused=refused)
+    if depth is None:
+        return Entry(POOL, key, None, file.read)
+    split, *inner = parts[depth:]
+    if split not in SPLITS:
+        return Entry(POOL, key, None, file.read, ignored=True)
+    if len(inner) > 1:
+        return Entry(split, key, clean(inner[0]), file.read)
+    fault = "" if split == POOL else f"stands in {split}/ without the folder of a class"
+    return Entry(split, key, None, file.read, refused=fault)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _is_ignored(parts: tuple[str, ...]) -> bool:
+    hidden = any(part == "__MACOSX" or part[0] == "." and part != ".." for part in parts)
+    return hidden or not parts or os.path.splitext(parts[-1])[1].lower() not in SUFFIXES
+
+
+def _refusal(file: File, max_pixels: int) -> str:
+    """Says why a file must not be read, or nothing."""
+    most = 8 * max_pixels + (1 << 16)
+    if ".." in _parts(file.name) or file.name.startswith("/") or DRIVE.match(file.name):
+        return "its name leads out of the archive"
+    if file.size > most:
+        return f"{file.size} bytes, more than {most} for max_pixels = {max_pixels}"
+    return file.refused
+
+
+def _common_depth(pictures: list[tuple[str, ...]]) -> int:
+    """Counts the folders that stand above everything and are no split themselves."""
+    depth = 0
+    while pictures and pictures[0][depth] not in SPLITS:
+        first = pictures[0][depth]
+        if any(len(parts) <= depth + 1 or parts[depth] != first for parts in pictures):
+            break
+        depth += 1
+    return depth
+
+
+def _check_classes(pictures: list[tuple[str, ...]], where: str) -> None:
+    """Refuses labelled splits that do not go together."""
+    found = {
+        split: {parts[1] for parts in pictures if parts[0] == split and len(parts) > 2}
+        for split in (TRAIN, TEST)
+    }
+    tops = {parts[0] for parts in pictures}
+    if not tops & {TRAIN, TEST}:
+        return
+    for split in (TRAIN, TEST):
+        if not found[split]:
+            raise DataError(
+                f"{where}: expected labelled pictures in train/CLASS/ and test/CLASS/, found none "
+                f"in {split}/CLASS/; add them, or leave out both folders to work without labels"
+            )
+    alone = sorted(map(clean, found[TRAIN] ^ found[TEST]))
+    if alone:
+        raise DataError(
+            f"{where}: every class must stand in train/ and in test/, "
+            f"{len(alone)} stand in only one of them: {', '.join(map(repr, alone[:5]))}"
+        )
+    if len(found[TRAIN]) < 2:
+        raise DataError(
+            f"{where}: expected at least two classes in train/CLASS/, found only "
+            f"{clean(*found[TRAIN])!r}; add classes, or leave out train/ and test/"
+        )

@@ -1,0 +1,145 @@
+"""The report's figures: picks what each chart of `kt.core.charts` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from kt.core import charts, verdict
+from kt.core.summary import TIE, Comparison
+
+COLOURS = {  # of networks that are no arm: those of the style sheet's arms once more
+    "one": "transfer",
+    "two": "direct",
+    "three": "longer",
+    "four": "hog",
+    "five": "untrained",
+    "six": "random",
+}
+MOST_COSTS = 16
+
+Model = dict[str, Any]
+
+
+def differences(comparison: Comparison) -> list[tuple[str, Markup]]:
+    """Draws transfer against each control: (name of the quantity, chart)."""
+    found = []
+    for column, gaps in comparison.differences.items():
+        name = verdict.long_title(column)
+        rows = []
+        for gap in gaps:
+            mean, half = 100 * gap.interval.mean, gap.interval.half
+            text = ("+" if mean > 0 else "") + verdict.spread(gap.interval)
+            rows.append(charts.Whisker(gap.control, gap.control, mean, half and 100 * half, text))
+        said = "; ".join(f"{row.name} {row.text}" for row in rows)
+        about = f"Transfer minus each control in points of {name}: {said}"
+        found.append((name, charts.whiskers(rows, 100 * TIE, about)))
+    return found
+
+
+def label_curves(comparison: Comparison) -> Markup | None:
+    """Draws accuracy after fine-tuning against labels per class; None with fewer than two."""
+    places = [(i, c) for i, c in enumerate(comparison.columns) if c.labels_per_class and c.metric == "top1"]
+    if len({column.labels_per_class for _, column in places}) < 2:
+        return None
+    series = []
+    for row in comparison.arms:
+        points = [
+            (column.labels_per_class, row.cells[i].interval.mean, row.cells[i].interval.half)
+            for i, column in places
+            if row.cells[i]
+        ]
+        if points:
+            series.append(charts.Series(row.arm, row.arm, points))
+    said = "; ".join(
+        f"{one.name} " + ", ".join(f"{verdict.percent(y)} % with {x}" for x, y, _ in one.points)
+        for one in series
+    )
+    about = f"Test top-1 after fine-tuning by labels per class: {said}"
+    return charts.lines(series, about, "labels per class", logarithmic=True)
+
+
+def is_target(model: Model) -> bool:
+    """Says whether a model learned labels or pseudo-labels; else it learned a pretext task."""
+    return model.get("k") is not None or model.get("arm") == "supervised"
+
+
+def pretext_curves(models: Sequence[Model]) -> Markup | None:
+    """Draws accuracy on unseen puzzles by epoch, one line for each pretext network."""
+    shown = _first_seeds([m for m in models if not is_target(m)])
+    chances = {found for m in shown if (found := chance(m))}
+    level = ("chance", min(chances)) if len(chances) == 1 else None
+    return _curves(shown, [*COLOURS], "puzzles of unseen images solved", level)
+
+
+def target_curves(models: Sequence[Model], comparison: Comparison) -> Markup | None:
+    """Draws accuracy on held-out pseudo-labels by epoch, one line for each arm's chosen model."""
+    arms = {name: arm for arm, name in comparison.chosen.items()}
+    shown = _first_seeds([m for m in models if is_target(m) and m["name"] in arms])
+    named = [{**m, "name": arms[m["name"]]} for m in shown]
+    return _curves(named, [m["name"] for m in named], "held-out pseudo-labels predicted", None)
+
+
+def _curves(models, colours, what: str, level) -> Markup | None:
+    series = []
+    for number, model in enumerate(models):
+        points = curve(model)
+        if points:
+            series.append(charts.Series(model["name"], colours[number % len(colours)], points))
+    if not series:
+        return None
+    last = "; ".join(f"{one.name} {verdict.percent(one.points[-1][1])} % at the end" for one in series)
+    return charts.lines(series, f"Share of {what}, by epoch: {last}", "epoch", level=level)
+
+
+def curve(model: Model) -> list[tuple[float, float, None]]:
+    """Gives (epoch, accuracy, None) from a model's log, the last line of each epoch."""
+    points = {}
+    for line in model["log"]:
+        if line.get("epoch") is not None and line.get("validation_top1") is not None:
+            points[line["epoch"]] = line["validation_top1"]
+    return [(epoch, points[epoch], None) for epoch in sorted(points)]
+
+
+def chance(model: Model) -> float | None:
+    """Gives the accuracy of guessing among the permutations of a jigsaw network, None for others."""
+    task = model.get("task")
+    permutations = task.get("permutations") if isinstance(task, dict) else None
+    return 1 / permutations if isinstance(permutations, int) and permutations > 0 else None
+
+
+def learned(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Lists pretext networks with the accuracy on unseen puzzles at the end and that of guessing."""
+    shown = _first_seeds([m for m in models if not is_target(m)])
+    return [
+        {"name": m["name"], "accuracy": points[-1][1], "chance": chance(m)}
+        for m in shown
+        if (points := curve(m))
+    ]
+
+
+def _first_seeds(models: Sequence[Model]) -> list[Model]:
+    first: dict[str, Model] = {}
+    for model in sorted(models, key=lambda m: m.get("seed") or 0):
+        first.setdefault(model["name"], model)
+    return list(first.values())
+
+
+def costs(seconds: Sequence[tuple[str, float]]) -> Markup | None:
+    """Draws seconds per step; the smallest are summed where there are too many."""
+    rows = list(seconds[:MOST_COSTS])
+    if len(seconds) > MOST_COSTS:
+        rows.append((f"{len(seconds) - MOST_COSTS} others", sum(s for _, s in seconds[MOST_COSTS:])))
+    if not rows:
+        return None
+    shown = [(name, value, _duration(value)) for name, value in rows]
+    said = "; ".join(f"{name} {text}" for name, _, text in shown)
+    return charts.bars(shown, f"Seconds per step, all jobs of a kind summed: {said}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,115 @@
+"""What evaluations share: the data they see, features of all layers, held-out labels, scores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kt.core import draws, training
+from kt.core.backbone import Backbone, pool
+from kt.core.images import Pack
+
+BATCH = 500
+HELD_OUT = 0.2  # share of the labelled training images that choices are made on
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Labelled images: the pack, and labels (N,) int64 in its order, all >= 0."""
+
+    pack: Pack
+    labels: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What an evaluation may look at.
+
+    Attributes:
+        pool: Unlabelled images.
+        train: Labelled training images, or None.
+        test: Labelled test images, or None.
+        num_classes: C, 0 without labels.
+    """
+
+    pool: Pack
+    train: Split | None
+    test: Split | None
+    num_classes: int
+
+
+@torch.inference_mode()
+def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:
+    """Gives pooled features of all layers in one pass.
+
+    Args:
+        backbone: In eval mode, on its device.
+        pack: N images.
+        edge: Each layer's map is averaged to at most edge x edge.
+
+    Returns:
+        (N, D) float32 per layer, on the CPU.
+    """
+    found: dict[str, list[Tensor]] = {layer: [] for layer in backbone.layers}
+    where = backbone.mean.device
+    for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
+        images = backbone.normalise(batch.to(where)).contiguous(memory_format=torch.channels_last)
+        for layer, maps in backbone.maps(images, backbone.layers).items():
+            found[layer].append(pool(maps, edge).cpu())
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def held_out(split: Split) -> tuple[Tensor, Tensor]:
+    """Splits labelled rows into fitting and held-out ones, class by class, by a hash of the keys.
+
+    Returns:
+        (n,) and (m,) int64 rows; every class with two images or more stands in both.
+    """
+    order = draws.permutation(0, "validation", 0, torch.from_numpy(split.pack.ids))
+    kept, out = [], []
+    for label in split.labels.unique():
+        rows = order[split.labels[order] == label]
+        number = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
+        out.append(rows[:number])
+        kept.append(rows[number:])
+    return torch.cat(kept).sort().values, torch.cat(out).sort().values
+
+
+def scores(predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Gives top1 and mean_class_accuracy (the mean over classes of each class's top-1)."""
+    right = (predicted == labels).double()
+    per_class = [right[labels == label].mean() for label in labels.unique()]
+    return {"top1": float(right.mean()), "mean_class_accuracy": float(torch.stack(per_class).mean())}
+
+
+def records(values: dict[str, float], n: int, **more) -> list[dict]:
+    """Turns scores into records: one per metric, with the number of images judged."""
+    return [{"metric": name, "value": value, "n": n, **more} for name, value in values.items()]
+
+
+def contingency(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Counts how often each value of `one` meets each of `two`: (A, B) int64."""
+    table = np.zeros((one.max() + 1, two.max() + 1), np.int64)
+    np.add.at(table, (one, two), 1)
+    return table
+
+
+def nmi(one: np.ndarray, two: np.ndarray) -> float:
+    """Gives the normalised mutual information of two labellings (N,), arithmetic mean, 0..1."""
+    joint = contingency(one, two) / len(one)
+
+    def entropy(p: np.ndarray) -> float:
+        return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+    first, second = entropy(joint.sum(1)), entropy(joint.sum(0))
+    if first + second == 0:
+        return 1.0
+    return max(0.0, 2 * (first + second - entropy(joint.ravel())) / (first + second))
+
+
+def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Gives the share of images that carry the commonest label of their cluster, 0..1."""
+    return float(contingency(clusters, labels).max(1).sum() / len(labels))

@@ -1,0 +1,95 @@
+"""Models on disk: `model.safetensors` holds the weights, `model.json` rebuilds the backbone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from kt import config
+from kt.core import step, table
+from kt.core.backbone import Backbone, build
+from kt.core.step import DataError
+
+FORMAT = "kt-model"
+
+
+def fresh(plugin: config.Plugin, seed: int) -> Backbone:
+    """Builds a backbone with fresh weights that depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(plugin.name, plugin.options())
+
+
+def save(folder: Path, backbone: Backbone, plugin: config.Plugin, description: dict) -> None:
+    """Writes both files; each appears whole or not at all, the JSON last.
+
+    Args:
+        folder: Where they go.
+        backbone: Weights and input normalisation.
+        plugin: The backbone's name and options.
+        description: What else model.json says: origin, training, provenance.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    temporary = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
+    state = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
+    try:
+        safetensors.torch.save_file(state, temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, weights)
+    finally:
+        temporary.unlink(missing_ok=True)
+    content = {
+        "format": FORMAT,
+        "version": 1,
+        "backbone": plugin.model_dump(),
+        "layers": backbone.layers,
+        "parameters": sum(weight.numel() for weight in backbone.parameters()),
+        "digest": table.digest(weights),
+        **description,
+    }
+    step.write_json(folder / "model.json", content)
+
+
+def describe(path: Path) -> dict:
+    """Reads a model.json, given itself, the weights beside it or their folder.
+
+    Raises:
+        DataError: It is missing or not a model of this project.
+    """
+    content = step.read_json(_folder(path) / "model.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != 1:
+        raise DataError(f"{path}: expected a model.json of format {FORMAT} version 1")
+    return content
+
+
+def load(path: Path, device="cpu") -> Backbone:
+    """Loads a backbone, ready for use; see `kt.load_backbone`."""
+    content = describe(path)
+    weights = _folder(path) / "model.safetensors"
+    if not weights.is_file():
+        raise DataError(f"expected weights at {weights}, found no file")
+    if table.digest(weights) != content["digest"]:
+        raise DataError(f"{weights} does not fit the model.json beside it: it was altered or cut short")
+    plugin = config.check(config.Plugin, content["backbone"])
+    backbone = build(plugin.name, plugin.options())
+    try:
+        state = safetensors.torch.load_file(weights)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{weights} is not a safetensors file: {error}") from None
+    wanted = backbone.state_dict()
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in wanted.items()}:
+        differing = sorted(state.keys() ^ wanted.keys()) or "shapes"
+        raise DataError(f"{weights}: weights do not fit backbone {plugin.name}: {differing}")
+    backbone.load_state_dict(state)
+    return backbone.to(device).eval()
+
+
+def _folder(path: Path) -> Path:
+    path = Path(path)
+    return path.parent if path.suffix in (".json", ".safetensors") else path

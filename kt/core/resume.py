@@ -1,0 +1,72 @@
+"""Resume states: written whole, digest-checked, the two newest kept, bound to their settings."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from kt.core import step
+from kt.core.step import ConfigError, log
+
+DIGEST_BYTES = 32
+KEPT = 2
+
+
+def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:
+    """Writes the state of a training at a step.
+
+    Args:
+        folder: Where the states stand.
+        number: The step.
+        content: Tensors, numbers and strings.
+        fingerprint: The settings that whoever goes on must share.
+    """
+    buffer = io.BytesIO()
+    torch.save({**content, "fingerprint": _plain(fingerprint)}, buffer)
+    payload = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{number:09d}.state"
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(hashlib.sha256(payload).digest() + payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for old in sorted(folder.glob("step-*.state"))[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def newest(folder: Path, fingerprint: dict, device: torch.device) -> dict | None:
+    """Reads the newest state that is whole; a broken one is said aloud and passed over.
+
+    Raises:
+        ConfigError: It was made with other settings; the differing keys are named.
+    """
+    for path in sorted(folder.glob("step-*.state"), reverse=True):
+        raw = path.read_bytes()
+        payload = raw[DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != raw[:DIGEST_BYTES]:
+            log.warning("%s is broken, the state before it is used", path)
+            continue
+        content = torch.load(io.BytesIO(payload), device, weights_only=True)
+        found, mine = json.loads(content.pop("fingerprint")), json.loads(_plain(fingerprint))
+        differing = sorted(key for key in mine | found if mine.get(key) != found.get(key))
+        if differing:
+            raise ConfigError(
+                f"{path} was made with other settings ({', '.join(differing)} differ); remove "
+                f"{folder} to start anew"
+            )
+        return content
+    return None
+
+
+def _plain(fingerprint: dict) -> str:
+    return json.dumps(fingerprint, sort_keys=True, default=step.plain)

@@ -1,0 +1,166 @@
+"""Cuts, mixes and normalises the tiles of jigsaw puzzles: whole batches, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kt.core import draws
+from kt.core.permutations import NUM_TILES
+from kt.core.task import Context, Task
+
+
+class JigsawTask(Task):
+    """The task of `kt/tasks/jigsawpp.py`; its draws and their order stand in `layout`."""
+
+    num_views = NUM_TILES
+    whole_images = False
+
+    def __init__(self, options, context: Context, geometry, permutations):
+        """Keeps sizes in pixels and the permutations (P, 9)."""
+        super().__init__(context)
+        self.options = options
+        self.cell, self.tile, self.offset, self.shift = geometry
+        self.view_size = self.tile
+        self.num_classes = len(permutations)
+        self.permutations = torch.from_numpy(permutations).long()
+
+    def to(self, device):
+        """Moves permutations, too."""
+        self.permutations = self.permutations.to(device)
+        return super().to(device)
+
+    def rows(self, index: Tensor, epoch: int) -> Tensor:
+        """Gives own row and that of another image, (B, 2)."""
+        number = len(self.context.ids)
+        ids = self.context.ids.cpu()[index]
+        step = draws.integers(self.context.seed, "other", epoch, ids, 1, max(number - 1, 1))[:, 0]
+        return torch.stack([index, (index + 1 + step) % number], 1)
+
+    def layout(self, index: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Draws what each slot of each puzzle shows.
+
+        Returns:
+            `labels` (B,); and per slot (B, 9): `cell`, `source` (0 own image, 1 the other);
+            `top` and `left` (B, 9, 3), the corner of each channel's window in pixels;
+            `colour` (B, 3, 3), the matrix applied to the channels.
+        """
+        seed, ids = self.context.seed, self.context.ids[index]
+        labels = draws.integers(seed, "permutation", epoch, ids, 1, self.num_classes)[:, 0]
+        cell = self.permutations[labels]
+        source = self._replaced(ids, epoch).long()
+        foreign = draws.choices(seed, "foreign", epoch, ids, NUM_TILES, NUM_TILES)
+        cell = torch.where(source == 1, foreign, cell)
+        offset = draws.integers(seed, "offset", epoch, ids, 2 * NUM_TILES, self.offset + 1)
+        shift = draws.integers(seed, "shift", epoch, ids, 6 * NUM_TILES, self.shift + 1)
+        corner = offset.view(-1, 2, NUM_TILES, 1) + shift.view(-1, 2, NUM_TILES, 3)
+        top = corner[:, 0] + (cell // 3 * self.cell)[..., None]
+        left = corner[:, 1] + (cell % 3 * self.cell)[..., None]
+        colour = self._colour(ids, epoch)
+        return dict(labels=labels, cell=cell, source=source, top=top, left=left, colour=colour)
+
+    def _replaced(self, ids: Tensor, epoch: int) -> Tensor:
+        """Says which slots are replaced, (B, 9) bool: 0 to `occlusions` of them, equally likely."""
+        seed, most = self.context.seed, self.options.occlusions
+        number = draws.integers(seed, "occlusions", epoch, ids, 1, most + 1)
+        rank = draws.choices(seed, "occluded", epoch, ids, NUM_TILES, NUM_TILES)
+        return rank < number
+
+    def _colour(self, ids: Tensor, epoch: int) -> Tensor:
+        """Gives (B, 3, 3): plain grey, Doersch's colour projection, or no change."""
+        draw = draws.uniform(self.context.seed, "grey", epoch, ids, 1)[:, :, None]
+        grey, projection = self.options.grey, self.options.projection
+        direction = torch.tensor([[-1.0, 2.0, -1.0]], device=ids.device)  # authors' code
+        same = torch.eye(3, device=ids.device)
+        mean = torch.full((3, 3), 1 / 3, device=ids.device)
+        without = same - direction.T @ direction / (direction @ direction.T)
+        return torch.where(draw < grey, mean, torch.where(draw < grey + projection, without, same))
+
+    def tiles(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gives the tiles before they are normalised, (B, 9, 3, t, t) float32, and the layout."""
+        layout = self.layout(index, epoch)
+        return cut(mix(images, layout["colour"]), layout, self.tile), layout
+
+    def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Gives normalised tiles (B, 9, 3, t, t) and permutation labels (B,)."""
+        tiles, layout = self.tiles(images, index, epoch)
+        return standardise(tiles), layout["labels"]
+
+    def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
+        """Gives the context-free network's head: fc6 per tile, fc7 over all, softmax."""
+        return JigsawHead(map_shape, self.options, self.num_classes)
+
+
+class JigsawHead(nn.Module):
+    """Sees each tile alone through fc6 and all together only in fc7 (paper, section 4)."""
+
+    def __init__(self, map_shape: tuple[int, int, int], options, num_classes: int):
+        """Builds the layers for maps (M, h, w)."""
+        super().__init__()
+        channels, height, width = map_shape
+        self.pool = (min(height, options.map), min(width, options.map))
+        inputs = channels * self.pool[0] * self.pool[1]
+        self.tile = nn.Sequential(
+            nn.Linear(inputs, options.tile_features), nn.ReLU(), nn.Dropout(options.dropout)
+        )
+        self.all = nn.Sequential(
+            nn.Linear(NUM_TILES * options.tile_features, options.hidden),
+            nn.ReLU(),
+            nn.Dropout(options.dropout),
+            nn.Linear(options.hidden, num_classes),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, 9, M, h, w) to logits (B, P)."""
+        pooled = functional.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool)
+        return self.all(self.tile(pooled.flatten(1)).unflatten(0, maps.shape[:2]).flatten(1))
+
+
+def mix(images: Tensor, colour: Tensor) -> Tensor:
+    """Multiplies the channels of each image by its matrix.
+
+    Args:
+        images: (B, R, 3, H, W) uint8.
+        colour: (B, 3, 3) float32.
+
+    Returns:
+        (B, R, 3, H, W) float32, in grey levels.
+    """
+    flat = images.to(torch.float32).flatten(3)
+    return (colour[:, None] @ flat).view(images.shape)
+
+
+def cut(images: Tensor, layout: dict[str, Tensor], tile: int) -> Tensor:
+    """Cuts all tiles of all puzzles with one gather.
+
+    Args:
+        images: (B, R, 3, H, W), any dtype.
+        layout: `source` (B, 9), `top` and `left` (B, 9, 3).
+        tile: Edge of a tile in pixels.
+
+    Returns:
+        (B, 9, 3, tile, tile) of the same dtype.
+    """
+    batch, sources, channels, height, width = images.shape
+    device = images.device
+    image = torch.arange(batch, device=device)[:, None] * sources + layout["source"]
+    plane = image[..., None] * channels + torch.arange(channels, device=device)
+    first = (plane * height + layout["top"]) * width + layout["left"]
+    steps = torch.arange(tile, device=device)
+    window = steps[:, None] * width + steps
+    return images.flatten()[first[..., None, None] + window]
+
+
+def standardise(tiles: Tensor) -> Tensor:
+    """Gives each tile zero mean and unit variance over its pixels and channels.
+
+    The variance is taken from the differences (never E[x^2] - m^2, wrong on flat tiles). A tile
+    whose standard deviation is under one grey level is flat and is divided by one level.
+
+    Args:
+        tiles: (B, V, 3, t, t) float32 in grey levels.
+    """
+    centred = tiles - tiles.mean((2, 3, 4), keepdim=True)
+    deviation = centred.square().mean((2, 3, 4), keepdim=True).sqrt()
+    return centred / deviation.clamp(min=1.0)

@@ -1,0 +1,360 @@
+"""The one training loop: pretext, target, fine-tuning and the supervised bound.
+
+Order, views and labels of a step are functions of (seed, epoch, image), so the position in a
+training is one integer and a stopped training goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kt.config import Training
+from kt.core import draws, resume, step
+from kt.core.backbone import Backbone
+from kt.core.images import Pack
+from kt.core.step import DataError, Interrupted, log
+from kt.core.task import Task
+
+SAVE_SECONDS = 120.0  # between resume states
+VALIDATIONS = 20  # at most so many over a training
+
+
+class Network(nn.Module):
+    """A backbone under a task's head."""
+
+    def __init__(self, backbone: Backbone, task: Task):
+        """Builds the head for the maps that the task's views give."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = task.head(backbone.map_shape(task.view_size))
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Maps views (B, V, 3, h, w) to logits (B, C)."""
+        images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        maps = self.backbone(images)
+        return self.head(maps.unflatten(0, views.shape[:2]))
+
+
+@dataclasses.dataclass
+class Job:
+    """One training.
+
+    Attributes:
+        network: What is trained, in place.
+        task: Makes views and labels.
+        pack: The images.
+        train: (n,) int64 rows to train on.
+        held_out: (m,) int64 rows to validate on; may be empty.
+        settings: From the config.
+        epochs: Passes over the n rows.
+        seed: Of order and dropout.
+        name: For progress lines.
+        log: Where the JSON lines go, or None.
+        state: Folder for resume states, or None.
+        fingerprint: Settings that a resume state must share.
+    """
+
+    network: Network
+    task: Task
+    pack: Pack
+    train: Tensor
+    held_out: Tensor
+    settings: Training
+    epochs: int
+    seed: int
+    name: str
+    log: Path | None = None
+    state: Path | None = None
+    fingerprint: dict = dataclasses.field(default_factory=dict)
+
+
+def device() -> torch.device:
+    """Gives the device that trains: CUDA when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(wanted: str, where: torch.device) -> torch.dtype:
+    """Gives the type that convolutions are computed in.
+
+    bfloat16 pays only where the hardware computes it (measured: 1.8x with AVX512-BF16, nothing
+    without), so `auto` asks the hardware.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if where.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+    # Private in torch, so it may be gone in another version: then float32, which is always right.
+    has = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if any(probe() for probe in has) else torch.float32
+
+
+def train(job: Job) -> list[dict]:
+    """Trains the network and gives the records of its log, one per epoch.
+
+    Raises:
+        DataError: The loss is not finite; step and images are named.
+        Interrupted: A signal came; the resume state is written.
+    """
+    run = _Run(job)
+    run.resume()
+    with _signals() as stop:
+        run.loop(stop)
+    return run.records
+
+
+class _Run:
+    """The state of one training: everything that a resume state holds, and what it needs."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.device = device()
+        self.dtype = precision(job.settings.precision, self.device)
+        job.network.to(self.device).to(memory_format=torch.channels_last)
+        job.task.to(self.device)
+        self.batch = min(job.settings.batch, len(job.train))
+        self.steps_per_epoch = len(job.train) // self.batch
+        self.total = self.steps_per_epoch * job.epochs
+        self.optimiser = _optimiser(job.network, job.settings, self.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.records: list[dict] = []
+        self.saved = time.monotonic()
+        self.sums = torch.zeros(2, device=self.device)  # of the epoch: loss, share right
+        self.counted = 0
+
+    def loop(self, stop: threading.Event) -> None:
+        """Runs the steps that are left."""
+        job = self.job
+        log.info(
+            "%s: %d images, %d epochs, %d steps of %d, %s on %s",
+            job.name, len(job.train), job.epochs, self.total, self.batch, self.dtype, self.device,
+        )  # fmt: skip
+        progress = step.Progress(job.name, self.total * self.batch, "img", self.step * self.batch)
+        while self.step < self.total:
+            epoch = self.step // self.steps_per_epoch
+            self._epoch(epoch, progress, stop)
+            self._record(epoch)
+        progress.close()
+        job.network.eval()
+
+    def _epoch(self, epoch: int, progress: step.Progress, stop: threading.Event) -> None:
+        job, start = self.job, time.monotonic()
+        job.network.train()
+        order = job.task.order(job.train, epoch)
+        while self.step < (epoch + 1) * self.steps_per_epoch:
+            first = self.step % self.steps_per_epoch * self.batch
+            loss = self._step(order[first : first + self.batch], epoch)
+            self.step += 1
+            shown = "" if loss is None else f", loss {loss:.3f}"
+            progress.add(self.batch, f"epoch {epoch + 1}/{job.epochs}{shown}")
+            if stop.is_set() or time.monotonic() - self.saved > SAVE_SECONDS:
+                self.seconds += time.monotonic() - start
+                start = time.monotonic()
+                self.save()
+                if stop.is_set():
+                    raise Interrupted(f"{job.name}: stopped at step {self.step}; run it again to go on")
+        self.seconds += time.monotonic() - start
+
+    def _step(self, index: Tensor, epoch: int) -> float | None:
+        """Makes one step; gives the loss, or None where asking would stall an accelerator."""
+        job = self.job
+        for group in self.optimiser.param_groups:
+            group["lr"] = job.settings.lr * rate(self.step, self.total, job.settings)
+        torch.manual_seed(_step_seed(job.seed, self.step))  # dropout
+        views, labels = load_batch(job.task, job.pack, index, epoch, self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = job.network(views)
+        loss = functional.cross_entropy(
+            logits.float(), labels, label_smoothing=job.settings.label_smoothing
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        self.counted += 1
+        if self.device.type == "cuda" and self.step % 20:
+            return None
+        value = float(loss.detach())
+        if not math.isfinite(value) or not torch.isfinite(self.sums[0]):
+            keys = [job.pack.keys[row] for row in index.tolist()]
+            raise DataError(
+                f"{job.name}: the loss is {value} at step {self.step} (epoch {epoch + 1}, lr "
+                f"{self.optimiser.param_groups[0]['lr']:.2g}); images of the batch: {keys}; lower "
+                "the learning rate or look at these images"
+            )
+        return value
+
+    def _record(self, epoch: int) -> None:
+        job = self.job
+        loss, top1 = (self.sums / self.counted).tolist()
+        self.sums.zero_()
+        self.counted = 0
+        record = {"epoch": epoch + 1, "step": self.step, "loss": loss, "top1": top1}
+        every = max(1, job.epochs // VALIDATIONS)
+        if len(job.held_out) and ((epoch + 1) % every == 0 or epoch + 1 == job.epochs):
+            start = time.monotonic()
+            record |= validate(job.network, job.task, job.pack, job.held_out, self.batch)
+            record["validation_seconds"] = round(time.monotonic() - start, 3)
+        record["seconds"] = round(self.seconds, 3)
+        record["images_per_second"] = round(self.step * self.batch / max(self.seconds, 1e-9), 1)
+        self.records.append(record)
+        step.detail("%s: %s", job.name, json.dumps(record))
+        if job.log:
+            step.write_text(job.log, "".join(json.dumps(row) + "\n" for row in self.records))
+
+    def save(self) -> None:
+        """Writes the resume state, if there is a place for it."""
+        if self.job.state is None:
+            return
+        content = {
+            "network": self.job.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "records": json.dumps(self.records),
+            "sums": self.sums,
+            "counted": self.counted,
+        }
+        resume.save(self.job.state, self.step, content, self.job.fingerprint)
+        self.saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes on from the newest readable state of the same settings, if there is one."""
+        if self.job.state is None:
+            return
+        content = resume.newest(self.job.state, self.job.fingerprint, self.device)
+        if content is None:
+            return
+        self.job.network.load_state_dict(content["network"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.records = json.loads(content["records"])
+        for name in ("step", "seconds", "sums", "counted"):
+            setattr(self, name, content[name])
+        log.info("%s: goes on at step %d of %d", self.job.name, self.step, self.total)
+
+
+def load_batch(task: Task, pack: Pack, index: Tensor, epoch: int, where: torch.device):
+    """Fetches the images of a batch and lets the task make views and labels of them.
+
+    Args:
+        task: The task, on the device.
+        pack: The images.
+        index: (B,) int64 rows, on the CPU.
+        epoch: Which pass.
+        where: The device.
+
+    Returns:
+        (B, V, 3, h, w) float32 and (B,) int64, on the device.
+    """
+    rows = task.rows(index, epoch)
+    images = torch.from_numpy(pack.images[rows.flatten().numpy()]).view(*rows.shape, *pack.images.shape[1:])
+    if where.type == "cuda":
+        images, index = images.pin_memory().to(where, non_blocking=True), index.to(where)
+    return task.batch(images, index, epoch)
+
+
+@torch.no_grad()
+def validate(network: Network, task: Task, pack: Pack, index: Tensor, batch: int) -> dict[str, float]:
+    """Gives loss and top-1 on held-out images, whose draws (epoch -1) never change."""
+    network.eval()
+    where = next(network.parameters()).device
+    loss = right = 0.0
+    for part in index.split(max(batch, 256)):
+        views, labels = load_batch(task, pack, part, -1, where)
+        logits = network(views)
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        right += float((logits.argmax(1) == labels).sum())
+    return {"validation_loss": loss / len(index), "validation_top1": right / len(index)}
+
+
+def rate(done: int, total: int, settings: Training) -> float:
+    """Gives the learning rate's factor in 0..1 at a step: warm-up, then cosine or steps of 1/10."""
+    warmup = round(settings.warmup * total)
+    if done < warmup:
+        return (done + 1) / warmup
+    share = (done - warmup) / max(total - warmup, 1)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    return 0.1 ** sum(done >= milestone * total for milestone in settings.milestones)
+
+
+def hold_out(pack: Pack, fraction: float, most: int) -> tuple[Tensor, Tensor]:
+    """Splits rows into training and held-out ones by a hash of their keys.
+
+    Returns:
+        (n,) and (m,) int64 rows, m = min(most, fraction * N).
+    """
+    number = min(most, int(fraction * len(pack)))
+    order = draws.permutation(0, "hold out", 0, torch.from_numpy(pack.ids))
+    return order[number:].sort().values, order[:number].sort().values
+
+
+def pack_batches(pack: Pack, index: Tensor, batch: int):
+    """Yields uint8 images (B, 3, S, S) of the rows, for inference."""
+    for part in index.split(batch):
+        yield torch.from_numpy(np.ascontiguousarray(pack.images[part.numpy()]))
+
+
+def multiply_adds(network: Network, task: Task) -> float:
+    """Gives the multiply-adds of one forward pass of one image with all its views."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size, training = task.view_size, network.training
+    views = torch.zeros(2, task.num_views, 3, size, size)
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.cpu()(views)
+    network.train(training)
+    return counter.get_total_flops() / 2 / len(views)
+
+
+def _optimiser(network: Network, settings: Training, where: torch.device):
+    """Weight decay acts on matrices and kernels only, not on biases and norms."""
+    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in network.parameters() if weight.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, settings.lr, settings.momentum, fused=True)
+    return torch.optim.AdamW(groups, settings.lr, (settings.momentum, 0.999), fused=True)
+
+
+def _step_seed(seed: int, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/step/{number}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+class _signals:
+    """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 sets an event, a second exits."""
+
+    def __enter__(self) -> threading.Event:
+        self.event = threading.Event()
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self.before[number] = signal.signal(number, self._on_signal)
+        return self.event
+
+    def _on_signal(self, number, frame) -> None:
+        if self.event.is_set():
+            os._exit(Interrupted.exit_code)
+        self.event.set()
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,184 @@
+"""The words of the report: verdict, names of columns and the table as plain text.
+
+Takes a `kt.core.summary.Comparison`; fractions become per cent here and nowhere before.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from kt.core.summary import TIE, Cell, Column, Comparison, Difference, Interval, Row
+
+NAMES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}
+METRICS = {"nmi": "NMI", "purity": "purity", "view_nmi": "view agreement"}
+LONG = {"knn": "k-NN top-1", "linear": "linear-probe top-1", "finetune": "fine-tuned top-1"}
+RULES = {
+    "validation_top1": "highest top-1 on a held-out part of train",
+    "view_nmi": "the rule without labels (two augmented views of the same images fall into the same "
+    "clusters most often)",
+    "": "nothing was measured to choose by, the first of each arm stands",
+}
+EXPLAINED = {"supervised": "supervised (all labels, the bound)"}
+
+
+ARMS = {
+    "random": "the target network untrained: what architecture and evaluation give by themselves",
+    "direct": "the target network trained on the pretext task itself, without any transfer",
+    "longer": "direct, trained with the summed budget of teacher and target",
+    "untrained": "transfer from the teacher's architecture with random weights: what augmentation and "
+    "architecture give without a pretext task",
+    "hog": "transfer from clusters of hand-crafted features (histograms of oriented gradients)",
+    "transfer": "the target network trained on the teacher's clusters as pseudo-labels",
+    "supervised": "the target network trained on all true labels: the bound",
+}
+
+
+def percent(value: float) -> str:
+    """Writes a fraction as per cent with one decimal."""
+    return f"{100 * value:.1f}".replace("-", "−")
+
+
+def spread(value: Interval) -> str:
+    """Writes `79.5 ± 1.1`, in per cent, or `79.5` for one seed."""
+    return percent(value.mean) + ("" if value.half is None else f" ± {percent(value.half)}")
+
+
+def title(column: Column) -> str:
+    """Names a quantity briefly, for the head of a column."""
+    if column.metric == "top1":
+        name = NAMES.get(column.evaluation, column.evaluation)
+    else:
+        name = METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
+    return name if column.labels_per_class is None else f"{name}, {column.labels_per_class} a class"
+
+
+def long_title(column: Column) -> str:
+    """Names a quantity in full, for sentences."""
+    name = LONG.get(column.evaluation, title(column._replace(labels_per_class=None)))
+    number = column.labels_per_class
+    return name if number is None else f"{name} with {number} labels a class"
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Gives the verdict; the first sentence is the main one.
+
+    k-NN and fine-tuning with the fewest labels come first, other quantities after them.
+    """
+    if not is_labelled(comparison):
+        return _without_labels(comparison)
+    if not comparison.differences:
+        lacking = "no arm to compare it with" if "transfer" in comparison.chosen else "no transfer"
+        return [f"There is nothing to compare: the results hold {lacking}."]
+    ours = next(row for row in comparison.arms if row.arm == "transfer")
+    subject = f"transfer ({ours.about})" if ours.about else "transfer"
+    order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
+    return [
+        _sentence(subject if not number else "transfer", column, comparison.differences[column])
+        for number, column in enumerate(order)
+    ]
+
+
+def _sentence(subject: str, column: Column, gaps: Sequence[Difference]) -> str:
+    """Says in one sentence whom transfer beats, equals and falls behind, and by how much."""
+    unit, parts = f" points of {long_title(column)}", []
+    verbs = {"beats": "beats {}", "tie": "makes no clear difference to {}", "behind": "falls behind {}"}
+    for outcome, verb in verbs.items():
+        amounts = []
+        for gap in gaps:
+            if gap.outcome == outcome:
+                amounts.append(_amount(gap, unit))
+                unit = ""  # said once, at the first number
+        if amounts:
+            parts.append(verb.format(_enumerate(amounts)))
+    return f"On these images {subject} {'; it '.join(parts)}."
+
+
+def _amount(gap: Difference, unit: str) -> str:
+    mean, half, _ = gap.interval
+    number = percent(mean if gap.outcome == "tie" else abs(mean))
+    number += " (one seed, no interval)" if half is None else f" ± {percent(half)}"
+    name = EXPLAINED.get(gap.control, gap.control)
+    return f"{name} ({number}{unit})" if gap.outcome == "tie" else f"{name} by {number}{unit}"
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def is_labelled(comparison: Comparison) -> bool:
+    """Says whether anything was measured against true labels."""
+    return any(column.metric in ("top1", "nmi", "purity") for column in comparison.columns)
+
+
+def _without_labels(comparison: Comparison) -> list[str]:
+    row = next((row for row in comparison.arms if row.arm == "transfer"), comparison.arms[0])
+    score = f" with an agreement of {spread(row.score)} %" if row.score else ""
+    return [
+        f"There are no labels, so no accuracy can be given. By {RULES['view_nmi']} the network to use "
+        f"is {row.model}{score}.",
+        "A comparison needs labelled images in train/CLASS and test/CLASS.",
+    ]
+
+
+def scope(comparison: Comparison) -> str:
+    """Says what the intervals cover, and what they do not."""
+    seeds = [gap.interval.n for gaps in comparison.differences.values() for gap in gaps]
+    if not seeds:
+        return ""
+    number = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
+    return (
+        f"Differences are paired by seed ({number} of them); ± is the 95 % interval of Student's t. "
+        "It covers the training of the target and the draw of the labels with one teacher, not the "
+        f"noise of training the teacher again. Gaps below {100 * TIE:.0f} points are ties unless the "
+        "seeds say otherwise."
+    )
+
+
+def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
+    """Breaks paragraphs into lines of at most `width` columns; empty ones are left out."""
+    return [textwrap.fill(text, width) for text in paragraphs if text]
+
+
+def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100) -> str:
+    """Gives the table of arms as text of at most `width` columns, in blocks where it is wider.
+
+    The best of each column carries a `*`.
+    """
+    heads = [["", "arm"], *map(_plain_head, columns), ["", "seeds"], ["", "seconds"]]
+    lines = [list(line) for line in zip(*heads, strict=True)]
+    lines += [[row.arm, *map(_plain_cell, row.cells), f"{row.seeds} ", whole(row.seconds)] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    blocks: list[list[int]] = [[0]]
+    for index in range(1, len(heads)):
+        if sum(widths[i] + 1 for i in blocks[-1]) + widths[index] > width:
+            blocks.append([0])
+        blocks[-1].append(index)
+    return "\n\n".join(
+        "\n".join(_plain_line(line, widths, block) for line in lines).strip("\n") for block in blocks
+    )
+
+
+def whole(number: float | None) -> str:
+    """Writes a whole number with thin groups of thousands, a dash for None."""
+    return "–" if number is None else f"{number:,.0f}"
+
+
+def _plain_head(column: Column) -> list[str]:
+    """Gives two lines that are as narrow as the numbers below them."""
+    name = title(column._replace(labels_per_class=None))
+    if column.labels_per_class is not None:
+        return [f"{name} ", f"{column.labels_per_class}/class "]
+    first, _, second = name.rpartition(" ")
+    return [first and f"{first} ", f"{second} "]
+
+
+def _plain_cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "– "
+    return spread(cell.interval).replace(" ", "") + ("*" if cell.best else " ")
+
+
+def _plain_line(line: Sequence[str], widths: Sequence[int], block: Sequence[int]) -> str:
+    cells = [line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in block]
+    return " ".join(cells).rstrip()

@@ -1,0 +1,105 @@
+"""Judges all seeds of one model by one or more evaluations; the same for every model.
+
+Reads backbones, packs and labels; writes a JSON file with records as in docs/reference. The backbone
+is proved unchanged by a probe. By hand:
+
+    python -m kt.evaluate --model results/teachers/random/s0 --seeds 0 --describe '{"arm": "random"}' \
+      --evaluations '{"knn": {"neighbours": 20, "temperature": 0.07, "map": 1}}' \
+      --data results/data/fashion_mnist --output knn.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from kt import config
+from kt.core import step
+
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--model", type=Path, nargs="+", required=True, help="folders, one a seed")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, help="seed of each model")
+    parser.add_argument("--describe", type=json.loads, default={}, help="fields for each record")
+    parser.add_argument(
+        "--evaluations", type=json.loads, required=True, help="options of each, by name"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the packed data set")
+    parser.add_argument("--output", type=Path, required=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluates each seed's model and gathers the records."""
+    from kt.core import model, table, training
+
+    if len(arguments.model) != len(arguments.seeds):
+        raise step.ConfigError("--model and --seeds: expected as many seeds as models")
+    data, found = read_data(arguments.data), []
+    for folder, seed in zip(arguments.model, arguments.seeds, strict=True):
+        backbone = model.load(folder, training.device())
+        for name, values in arguments.evaluations.items():
+            fields = {**arguments.describe, "evaluation": name, "seed": seed}
+            found += [{**fields, **record} for record in judge_one(name, values, backbone, data, seed)]
+    parents = {str(path): table.digest(path / "model.safetensors") for path in arguments.model}
+    step.write_json(
+        arguments.output, {"records": found, "provenance": step.provenance(parents)}
+    )
+
+
+def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:
+    """Runs one evaluation and proves that it left the backbone as it was."""
+    module = config.plugin("evaluations", name, "--evaluations")
+    options = config.options("evaluations", name, values, f"evaluations.{name}")
+    if module.NEEDS_LABELS and data.train is None:
+        step.log.info("%s needs labels, there are none", name)
+        return []
+    before = weights_digest(backbone)
+    records = module.evaluate(backbone, data, options, seed)
+    if weights_digest(backbone) != before:
+        raise AssertionError(f"{name} changed the backbone it judged")
+    return records
+
+
+def read_data(folder: Path):
+    """Reads the packs and labels of a data set; images without a label are left out of a split."""
+    from kt.core import images, judge
+
+    pool = images.read_pack(folder / "train-unlabelled.h5")
+    splits = []
+    classes: list[str] = []
+    for name in ("train", "test"):
+        pack = images.read_pack(folder / f"{name}.h5")
+        true = images.read_labels(folder / f"{name}-labels.h5")
+        classes = true.classes
+        splits.append(_labelled(pack, true, str(folder / name)))
+    if not (len(splits[0].pack) and len(splits[1].pack)):
+        return judge.Data(pool, None, None, 0)
+    return judge.Data(pool, *splits, len(classes))
+
+
+def _labelled(pack, true, where: str):
+    import torch
+
+    from kt.core import images, judge
+
+    labels = torch.from_numpy(true.labels[images.rows_of(true.keys, pack.keys, where)])
+    if (labels < 0).any():
+        raise step.DataError(f"{where}: {int((labels < 0).sum())} images have no label")
+    return judge.Split(pack, labels)
+
+
+def weights_digest(backbone) -> str:
+    """Gives the SHA-256 of all weights and statistics."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    step.main(__doc__, add_arguments, run)

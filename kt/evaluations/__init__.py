@@ -1,0 +1,1 @@
+"""Evaluations, one file each; the file name is the name in the config."""

@@ -1,0 +1,91 @@
+"""A linear probe for every layer: multinomial logistic regression on standardised features.
+
+The backbone is frozen and in eval mode; each layer's map is pooled (paper, section 5: to about 9,000
+dimensions), features are standardised by the training images, the weights are found by L-BFGS, which
+needs no schedule (Kolesnikov et al., CVPR 2019). The regularisation is chosen on a held-out part of
+train, never on test; then all of train is fitted with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Count, Settings
+
+NEEDS_LABELS = True
+FROZEN = True
+
+
+class Options(Settings):
+    """Options of the evaluation in the config."""
+
+    map: Annotated[Count, Field(description="each layer's map is pooled to map x map")]
+    penalties: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        Field(min_length=1, description="tried: weight of the mean squared weights per image"),
+    ]
+    iterations: Annotated[Count, Field(description="of L-BFGS, at most")]
+
+
+def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
+    """Gives for each layer records of top1, mean_class_accuracy and validation_top1."""
+    from kt.core import judge
+
+    train = judge.features(backbone, data.train.pack, options.map)
+    test = judge.features(backbone, data.test.pack, options.map)
+    kept, out = judge.held_out(data.train)
+    labels, found = data.train.labels, []
+    for layer in backbone.layers:
+        rows, queries = train[layer], test[layer]
+        mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
+        rows, queries = (rows - mean) / std, (queries - mean) / std
+        best, penalty = -1.0, options.penalties[0]
+        for candidate in options.penalties:
+            weights = fit(rows[kept], labels[kept], data.num_classes, candidate, options.iterations)
+            top1 = judge.scores(predict(rows[out], weights), labels[out])["top1"]
+            if top1 > best:
+                best, penalty = top1, candidate
+        weights = fit(rows, labels, data.num_classes, penalty, options.iterations)
+        values = judge.scores(predict(queries, weights), data.test.labels)
+        found += judge.records({"validation_top1": best}, len(out), layer=layer)
+        found += judge.records(values, len(queries), layer=layer)
+    return found
+
+
+def fit(rows, labels, num_classes: int, penalty: float, iterations: int):
+    """Fits multinomial logistic regression: mean cross-entropy + penalty / 2 * squared weights.
+
+    Args:
+        rows: (N, D) float32, standardised.
+        labels: (N,) int64.
+        num_classes: C.
+        penalty: Acts on the weights, not on the biases.
+        iterations: Of L-BFGS, at most.
+
+    Returns:
+        (D + 1, C) float32; the last row holds the biases.
+    """
+    import torch
+    from torch.nn import functional
+
+    weights = torch.zeros(rows.shape[1] + 1, num_classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weights], max_iter=iterations, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimiser.zero_grad()
+        logits = rows @ weights[:-1] + weights[-1]
+        loss = functional.cross_entropy(logits, labels) + penalty / 2 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights.detach()
+
+
+def predict(rows, weights):
+    """Gives the likeliest labels (N,) int64 for rows (N, D)."""
+    return (rows @ weights[:-1] + weights[-1]).argmax(1)

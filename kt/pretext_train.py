@@ -1,0 +1,185 @@
+"""Trains a teacher on its pretext task (step a of the paper), or leaves its weights random.
+
+Reads a pack of unlabelled images; writes model.safetensors and model.json (the backbone alone, with
+batch-norm statistics of whole images), log.jsonl, and examples.h5 with solved held-out puzzles. By hand:
+
+    python -m kt.pretext_train --pack results/data/fashion_mnist/train-unlabelled.h5 \
+      --data-report results/data/fashion_mnist/report.json --output results/teachers/deep/s0 \
+      --backbone '{"name": "residual", "widths": [32, 64], "blocks": 1}' --task null --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from kt import config
+from kt.core import step
+
+STATISTICS_IMAGES = 2048  # enough for batch-norm statistics of a few hundred channels
+EXAMPLES = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--pack", type=Path, required=True, help="images to train on")
+    parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
+    parser.add_argument("--backbone", type=config.json_of(config.Plugin), required=True)
+    parser.add_argument("--task", type=_task, required=True, help="null: random weights")
+    parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
+    parser.add_argument("--epochs", type=int, default=0, help="passes, `effort` included")
+    parser.add_argument(
+        "--budget", type=json.loads, default=[], help="trainings whose summed cost sets the epochs"
+    )
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--name", default="pretext", help="for progress lines")
+    parser.add_argument("--state", type=Path, help="folder of resume states")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the model")
+
+
+def _task(text: str):
+    return None if text == "null" else config.json_of(config.Plugin)(text)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, re-estimates the batch-norm statistics on whole images, and writes the model."""
+    import torch
+
+    from kt.core import backbone as backbones
+    from kt.core import images, model, training
+
+    pack = images.read_pack(arguments.pack)
+    train, held_out = training.hold_out(pack, 0.05, 1000)
+    backbone = model.fresh(arguments.backbone, arguments.seed)
+    context = pool_context(pack, arguments.data_report, arguments.seed)
+    if arguments.backbone.name != "hog":  # a descriptor takes pixels as they are
+        backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
+    description = {"name": arguments.name, "seed": arguments.seed, "size": pack.size}
+    records, examples = [], None
+    if arguments.task:
+        job = _job(arguments, backbone, context, pack, train, held_out)
+        records = training.train(job)
+        examples = solved_puzzles(job) if hasattr(job.task, "tiles") else None
+        description["task"] = arguments.task.model_dump()
+        description["training"] = training_summary(job)
+    chosen = train[torch.linspace(0, len(train) - 1, min(len(train), STATISTICS_IMAGES)).long()]
+    if not arguments.task or not job.task.whole_images:
+        backbones.estimate_statistics(backbone, training.pack_batches(pack, chosen, 256))
+    _write(arguments, backbone, description, records, examples)
+
+
+def _job(arguments, backbone, context, pack, train, held_out):
+    from kt.core import training
+
+    task = build_task(arguments.task, context)
+    network = training.Network(backbone, task)
+    job = training.Job(
+        network, task, pack, train, held_out, arguments.training, arguments.epochs,
+        arguments.seed, arguments.name, arguments.output / "log.jsonl", arguments.state,
+        {**fingerprint(arguments), "pack": step.read_json(arguments.data_report).get("digests")},
+    )  # fmt: skip
+    if arguments.budget:
+        cost = sum(_cost(part, pack.size) * part["epochs"] for part in arguments.budget)
+        job.epochs = max(1, round(cost / training.multiply_adds(network, task)))
+        step.log.info("%s: the summed multiply-adds buy %d epochs", arguments.name, job.epochs)
+    return job
+
+
+def _cost(part: dict, size: int) -> float:
+    """Gives the multiply-adds per image of another training: {backbone, task, num_classes}."""
+    import torch
+
+    from kt.core import model, training
+    from kt.core.task import Context
+
+    ids = torch.arange(2)
+    context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
+    task = build_task(config.check(config.Plugin, part["task"]), context)
+    backbone = model.fresh(config.check(config.Plugin, part["backbone"]), 0)
+    return training.multiply_adds(training.Network(backbone, task), task)
+
+
+def build_task(plugin: config.Plugin, context):
+    """Builds a task from its name and options."""
+    module = config.plugin("tasks", plugin.name)
+    return module.build(config.options("tasks", plugin.name, plugin.options(), "task"), context)
+
+
+def pool_context(pack, data_report: Path, seed: int, labels=None, num_classes: int = 0):
+    """Gives what a task is built with, for a pack and the channel statistics of its data set."""
+    import torch
+
+    from kt.core.task import Context
+
+    report = step.read_json(data_report)
+    mean, std = (torch.tensor(report[key], dtype=torch.float32) for key in ("mean", "std"))
+    ids = torch.from_numpy(pack.ids)
+    return Context(pack.size, ids, mean, std.clamp(min=1e-3), seed, labels, num_classes)
+
+
+def fingerprint(arguments: argparse.Namespace) -> dict:
+    """Gives the settings that a resume state must share."""
+    ignored = ("log", "threads", "output", "state", "name")
+    return {key: value for key, value in vars(arguments).items() if key not in ignored}
+
+
+def training_summary(job) -> dict:
+    """Gives what model.json says of a training: settings, images, cost, device."""
+    from kt.core import training
+
+    last = job.network.backbone.mean.device
+    return {
+        **job.settings.model_dump(),
+        "epochs": job.epochs,
+        "images": len(job.train),
+        "multiply_adds": training.multiply_adds(job.network, job.task),
+        "computed_in": str(training.precision(job.settings.precision, last)),
+        "device": str(last),
+    }
+
+
+def solved_puzzles(job) -> dict:
+    """Lets the network solve held-out puzzles: tiles as shown, permutations, labels, answers."""
+    import torch
+
+    task, index = job.task, job.held_out[:EXAMPLES]
+    if not len(index):
+        index = job.train[:EXAMPLES]
+    where = next(job.network.parameters()).device
+    rows = task.rows(index, -1)
+    images = torch.from_numpy(job.pack.images[rows.flatten().numpy()]).view(*rows.shape, 3, job.pack.size, -1)
+    with torch.no_grad():
+        tiles, layout = task.tiles(images.to(where), index.to(where), -1)
+        views, labels = task.batch(images.to(where), index.to(where), -1)
+        predicted = job.network.eval()(views).argmax(1)
+    return {
+        "tiles": tiles.clamp(0, 255).round().byte().cpu().numpy(),
+        "permutations": task.permutations.byte().cpu().numpy(),
+        "labels": labels.cpu().numpy(),
+        "predicted": predicted.cpu().numpy(),
+        "replaced": layout["source"].bool().cpu().numpy(),
+    }
+
+
+def _write(arguments, backbone, description: dict, records: list, examples: dict | None) -> None:
+    import shutil
+
+    import numpy as np
+
+    from kt.core import model, table
+
+    parents = {str(arguments.pack): table.digest(arguments.pack)}
+    description["provenance"] = step.provenance(parents)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    step.write_text(arguments.output / "log.jsonl", text)
+    with table.create(arguments.output / "examples.h5", "puzzles", {}, [arguments.pack]) as file:
+        for name, array in (examples or {"tiles": np.zeros((0, 9, 3, 1, 1), np.uint8)}).items():
+            table.put(file, name, array)
+    model.save(arguments.output, backbone, arguments.backbone, description)
+    if arguments.state:
+        shutil.rmtree(arguments.state, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    step.main(__doc__, add_arguments, run)

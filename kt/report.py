@@ -1,0 +1,277 @@
+"""Gathers all records and writes the report: one page that works offline, and the numbers in it.
+
+Reads evaluations, models, puzzles, the data report and one set of pseudo-labels; writes
+`metrics.json`, `metrics.csv`, `index.html` and `summary.txt`. Whatever is not given is left out.
+
+    python -m kt.report --evaluations results/evaluations/*/*.json \
+        --models results/teachers/*/s0 --settings settings.json --output results/report
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kt.core import figures, pictures, step, summary, verdict
+from kt.core.images import read_labels, read_pack
+from kt.core.step import DataError, log
+
+FIELDS = (
+    *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
+    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target"),
+)
+NEEDED = FIELDS[:8]
+REPORT = dict.fromkeys(  # what a data report may say
+    ("splits", "modes", "sizes", "rejected", "ignored", "left_out_of_pool", "defaults", "origin")
+)
+
+
+def add_arguments(parser) -> None:
+    """Adds the options of this step."""
+    paths = {"type": Path, "nargs": "*", "default": [], "metavar": "PATH"}
+    parser.add_argument("--evaluations", **paths, help="JSON files with records")
+    parser.add_argument("--models", **paths, help="folders with model.json and log.jsonl")
+    parser.add_argument("--puzzles", **paths, help="tables of unseen puzzles and predictions")
+    parser.add_argument("--data-report", **paths, help="JSON files of the ingest step")
+    parser.add_argument("--pack", **paths, help="the packed images that were clustered")
+    parser.add_argument("--labels", **paths, help="their true labels")
+    parser.add_argument("--pseudo-labels", **paths, help="tables; the chosen one is shown")
+    parser.add_argument("--settings", type=Path, required=True, help="resolved configuration, JSON")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the report")
+
+
+def run(arguments) -> None:
+    """Writes the four files."""
+    settings = step.read_json(arguments.settings)
+    evaluations = [read_evaluation(path) for path in arguments.evaluations]
+    records = sort_records([record for found, _ in evaluations for record in found])
+    if not records:
+        raise DataError("--evaluations: expected at least one record, found none; evaluate a model")
+    models = [read_model(folder) for folder in arguments.models]
+    seconds = training_seconds(models, records)
+    comparisons = [
+        summary.compare(records, settings.get("verdict", []), seconds, target)
+        for target in summary.targets(records)
+    ]
+    facts = {
+        "models": models,
+        "puzzles": [found for path in arguments.puzzles if (found := pictures.read_puzzles(path))],
+        "gallery": read_gallery(arguments, records, comparisons[0]),
+        "clusters": [pictures.describe_clusters(path) for path in arguments.pseudo_labels],
+        "data": [REPORT | step.read_json(path) for path in arguments.data_report],
+        "settings": settings,
+    }
+    origins = [origin for _, origin in evaluations]
+    facts["costs"] = step_seconds(models, origins, facts["data"])
+    page = arguments.output / "index.html"
+    text = plain_summary(comparisons, models, page)
+    step.write_json(arguments.output / "metrics.json", records)
+    step.write_text(arguments.output / "metrics.csv", as_csv(records))
+    step.write_text(page, render(records, comparisons, facts))
+    step.write_text(arguments.output / "summary.txt", text)
+    log.info("\n%s", text.rstrip())
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_evaluation(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Reads the records of one evaluation and where they come from.
+
+    Raises:
+        DataError: A record lacks a field, or its value is not a fraction.
+    """
+    content = step.read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("records"), list):
+        raise DataError(f'{path}: expected {{"records": [...]}}; remove it and run again')
+    for record in content["records"]:
+        missing = [name for name in NEEDED if record.get(name) is None]
+        if missing:
+            raise DataError(f"{path}: a record lacks {', '.join(missing)}: {record}")
+        value = record["value"]
+        if not isinstance(value, int | float) or not -1e-6 <= value <= 1 + 1e-6:
+            raise DataError(f"{path}: expected a value from 0 to 1, found {value!r} in {record}")
+    return content["records"], {"evaluation": path.stem, **content.get("provenance", {})}
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """Reads `model.json` and, if it is there, `log.jsonl`; the lines stand under `log`."""
+    model = step.read_json(folder / "model.json")
+    path = folder / "log.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        model["log"] = [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise DataError(f"{path}: expected one JSON object a line ({error}); train again") from error
+    model["folder"] = folder
+    name, seed = str(model.get("name") or folder.name), model.get("seed")
+    model["name"] = name.removesuffix(f"/s{seed}")
+    return model
+
+
+def sort_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Orders records by what they are about; numbers as numbers, absent fields first.
+
+    Raises:
+        DataError: One quantity was measured on more than one data set.
+    """
+    datasets: dict[tuple, set[str]] = {}
+    for record in records:
+        datasets.setdefault((record["evaluation"], record["metric"]), set()).add(record["dataset"])
+    for (evaluation, metric), names in datasets.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on different "
+                "images cannot be compared, evaluate all models on one data set"
+            )
+    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "metric", "seed")
+
+    def place(record):
+        values = [record.get(name) for name in order]
+        return [
+            (v is not None, v if isinstance(v, int) else 0, str(v) if isinstance(v, str) else "")
+            for v in values
+        ]
+
+    return sorted(records, key=place)
+
+
+def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
+    """Draws the clusters that taught the chosen transfer model, if they and their images are given."""
+    model = comparison.chosen.get("transfer")
+    if model is None or not arguments.pack:
+        return None
+    record = next(record for record in records if record["model"] == model)
+    wanted = {"teacher": record.get("teacher"), "layer": record.get("teacher_layer"), "k": record.get("k")}
+    for path in arguments.pseudo_labels:
+        config = pictures.describe_clusters(path)
+        if all(str(config.get(name)) == str(value) for name, value in wanted.items()):
+            labels = read_labels(arguments.labels[0]) if arguments.labels else None
+            groups = pictures.gallery(path, read_pack(arguments.pack[0]), labels)
+            return {"groups": groups, **wanted}
+    return None
+
+
+# ---------------------------------------------------------------------------- seconds
+
+
+def training_seconds(models, records) -> dict[str, float]:
+    """Gives model -> seconds to train one network of it: mean over seeds, its teacher included."""
+    own: dict[str, list[float]] = {}
+    for model in models:
+        seconds = model.get("provenance", {}).get("seconds")
+        if seconds is not None:
+            own.setdefault(model["name"], []).append(seconds)
+    mean = {name: math.fsum(values) / len(values) for name, values in own.items()}
+    teachers = {record["model"]: record.get("teacher") for record in records}
+    return {
+        name: mean[name] + (mean.get(teacher, 0.0) if teacher != name else 0.0)
+        for name, teacher in teachers.items()
+        if name in mean
+    }
+
+
+def step_seconds(models, origins, data) -> list[tuple[str, float]]:
+    """Gives (step, seconds summed over all its jobs), the longest first."""
+    total = {"ingest": math.fsum(report.get("seconds") or 0.0 for report in data)}
+    for model in models:
+        kind = "target" if figures.is_target(model) else "pretext"
+        name = f"{kind}: {model.get('arm') or model['name']}"
+        total[name] = total.get(name, 0.0) + model.get("provenance", {}).get("seconds", 0.0)
+    for origin in origins:
+        name = f"evaluate: {origin['evaluation']}"
+        total[name] = total.get(name, 0.0) + origin.get("seconds", 0.0)
+    return sorted(((n, s) for n, s in total.items() if s > 0), key=lambda row: -row[1])
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def as_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Gives the records as a table, one row each, empty where a field does not apply."""
+    more = sorted({name for record in records for name in record} - set(FIELDS))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*FIELDS, *more], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def backbone_file(comparison, models) -> Path | None:
+    """Gives the file of the network to use: the chosen transfer model of the first seed."""
+    name = comparison.chosen.get("transfer")
+    found = [model for model in models if model["name"] == name]
+    found.sort(key=lambda model: model.get("seed") or 0)
+    return found[0]["folder"] / "model.safetensors" if found else None
+
+
+def plain_summary(comparisons, models, page: Path) -> str:
+    """Gives verdict, table and the places of backbone and report as text."""
+    parts = []
+    for comparison in comparisons:
+        if len(comparisons) > 1:
+            parts.append(f"Target {comparison.target}")
+        parts.append("per cent, ± 95 % over seeds, * best without all labels; seconds of training one network")
+        parts.append(verdict.plain_table(comparison.columns, comparison.arms))
+        parts += verdict.wrapped([*verdict.sentences(comparison), verdict.scope(comparison)])
+        if file := backbone_file(comparison, models):
+            parts.append(f"backbone  {file}")
+    return "\n\n".join([*parts, f"report    {page}"]) + "\n"
+
+
+def render(records, comparisons, facts: dict[str, Any]) -> str:
+    """Gives the page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": verdict.percent, "spread": verdict.spread, "whole": verdict.whole}
+    views = [
+        {
+            "comparison": comparison,
+            "sentences": verdict.sentences(comparison),
+            "scope": verdict.scope(comparison),
+            "rule": verdict.RULES[comparison.rule],
+            "heads": [verdict.title(column) for column in comparison.columns],
+            "backbone": backbone_file(comparison, facts["models"]),
+            "differences": figures.differences(comparison),
+            "labels": figures.label_curves(comparison),
+            "training": figures.target_curves(facts["models"], comparison),
+        }
+        for comparison in comparisons
+    ]
+    return environment.get_template("report.html.j2").render(
+        views=views,
+        records=records,
+        arms=verdict.ARMS,
+        learned=figures.learned(facts["models"]),
+        pretext=figures.pretext_curves(facts["models"]),
+        costs=figures.costs(facts["costs"]),
+        config=json.dumps(facts["settings"], indent=1, default=step.plain),
+        colours={**{name: name for name in verdict.ARMS}, **figures.COLOURS},
+        dataset=", ".join(sorted({record["dataset"] for record in records})),
+        labelled=any(verdict.is_labelled(comparison) for comparison in comparisons),
+        split_fields=_split_fields(facts["data"]),
+        version=step.provenance()["version"],
+        **{name: facts[name] for name in ("puzzles", "gallery", "clusters", "data")},
+    )
+
+
+def _split_fields(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Lists what any split of any data report counts, in the order of appearance."""
+    splits = [split for report in reports for split in (report["splits"] or {}).values()]
+    return list(dict.fromkeys(name for split in splits for name in split))
+
+
+if __name__ == "__main__":
+    step.main(__doc__, add_arguments, run)

@@ -1,0 +1,104 @@
+"""Pictures in a zip or tar (also compressed), read as a stream and never extracted.
+
+`path` is the archive; what its folders mean stands in `kt/sources/folder.py`. Members whose names
+lead out of it, links and devices are left out and listed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kt.config import Dataset
+from kt.core import entries as tree
+from kt.core.step import DataError
+
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+
+
+def entries(dataset: Dataset) -> Iterator[tree.Entry]:
+    """Gives the members of the archive in the order in which they stand in it.
+
+    Raises:
+        DataError: It is missing or broken, or a split or class is missing.
+    """
+    return tree.entries(lambda: files(_root(dataset)), dataset.max_pixels, str(dataset.path))
+
+
+def origin(dataset: Dataset) -> dict[str, Any]:
+    """Says where the pictures came from, with the archive's digest."""
+    path = _root(dataset)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"archive": str(path), "bytes": path.stat().st_size, "sha256": digest}
+
+
+def is_archive(path: Path) -> bool:
+    """Tells from the content whether a file is a zip or a tar."""
+    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+
+
+def files(path: Path) -> Iterator[tree.File]:
+    """Lists the members that are no folders; each can be read until the next one is asked for.
+
+    Raises:
+        DataError: The archive is broken.
+    """
+    listing = _tar(path) if tarfile.is_tarfile(path) else _zip(path)
+    while True:
+        # Errors of the archive are told here; what a caller does with a member is its own matter.
+        try:
+            file = next(listing, None)
+        except BROKEN as error:
+            raise DataError(f"{path} is broken or cut off: {error}; fetch it again") from None
+        if file is None:
+            return
+        yield file
+
+
+def _root(dataset: Dataset) -> Path:
+    if not dataset.path or not Path(dataset.path).is_file():
+        raise DataError(f"expected a zip or tar at {dataset.path!r}, found no file there")
+    if not is_archive(Path(dataset.path)):
+        raise DataError(
+            f"expected a zip or tar at {dataset.path!r}, the file is neither, or cut off"
+        )
+    return Path(dataset.path)
+
+
+def _zip(path: Path) -> Iterator[tree.File]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            refused = "" if kind in (0, stat.S_IFREG) else "a link or device"
+            if member.flag_bits & 1:
+                refused = "encrypted"
+            if not member.is_dir():
+                read = functools.partial(archive.read, member)
+                yield tree.File(member.filename, member.file_size, read, refused)
+
+
+def _tar(path: Path) -> Iterator[tree.File]:
+    with tarfile.open(path, "r:*") as archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # else every header ever read is kept
+            refused = "" if member.isreg() else "a link or device"
+            if not member.isdir():
+                read = functools.partial(_read_member, archive, member)
+                yield tree.File(member.name, member.size, read, refused)
+        # Python takes a header that is cut or broken for the end; the true end is a block of zeros.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it does not end with an end mark")
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with archive.extractfile(member) as file:
+        return file.read()

@@ -1,0 +1,74 @@
+"""Pictures in a folder, searched recursively; `path` is the folder.
+
+With `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` the splits are those; without any of them
+every picture is unlabelled. Links to folders are not followed, links to files only inside the root.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kt.config import Dataset
+from kt.core import entries as tree
+from kt.core.step import DataError
+
+
+def entries(dataset: Dataset) -> Iterator[tree.Entry]:
+    """Gives the files of the folder in name order.
+
+    Raises:
+        DataError: There is no such folder, or a split or class is missing.
+    """
+    return tree.entries(lambda: files(_root(dataset)), dataset.max_pixels, str(dataset.path))
+
+
+def origin(dataset: Dataset) -> dict[str, Any]:
+    """Says where the pictures came from."""
+    return {"folder": str(dataset.path)}
+
+
+def files(root: Path) -> Iterator[tree.File]:
+    """Lists all files below `root`, folder by folder in name order."""
+    real_root = os.path.realpath(root)
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as listing:
+                found = sorted(listing, key=lambda item: item.name)
+        except OSError as error:
+            raise DataError(
+                f"{root}: cannot list the folder {folder!r}: {error.strerror}"
+            ) from None
+        for item in found:
+            name = os.path.join(folder, item.name)
+            if item.is_dir(follow_symlinks=False):
+                waiting.append(name)
+            else:
+                yield _file(item, name, real_root)
+
+
+def _root(dataset: Dataset) -> Path:
+    if not dataset.path or not Path(dataset.path).is_dir():
+        raise DataError(f"expected a folder with pictures at {dataset.path!r}, found none there")
+    return Path(dataset.path)
+
+
+def _file(item: os.DirEntry, name: str, real_root: str) -> tree.File:
+    def read() -> bytes:
+        with open(item.path, "rb") as file:
+            return file.read()
+
+    try:
+        status = item.stat()
+    except OSError as error:
+        return tree.File(name, 0, read, f"cannot be opened: {error.strerror}")
+    refused = "" if stat.S_ISREG(status.st_mode) else "no regular file"
+    if item.is_symlink():
+        inside = os.path.commonpath([os.path.realpath(item.path), real_root]) == real_root
+        refused = refused if inside else "a link that leads out of the folder"
+    return tree.File(name, status.st_size, read, refused)

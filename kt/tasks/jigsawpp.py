@@ -1,0 +1,91 @@
+"""Jigsaw++: a 3x3 puzzle in which up to two tiles come from another image (paper, section 3).
+
+Cells of size // 3 pixels, one tile per cell at a random place, each colour channel shifted a little
+further, tiles shuffled by one of the permutations, then 0 to 2 of them replaced at random slots by
+random cells of one other image. The label is the permutation alone. Every tile is normalised by its
+own mean and standard deviation over its three channels (authors' code).
+
+Sizes scale with the image: the published 85 px cell, 64 px tile, 0..18 px offset and 0..2 px channel
+shift of a 255 px image become 21, 16, 0..3 and 0..1 px at 64 px, and 9, 7, 0..1 and 0 px at 28 px.
+
+Differs from the paper: both images of a puzzle share one draw of the grey mix, so that a replaced
+tile does not give itself away by its colours (ours).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Count, Fraction, Settings
+from kt.core.permutations import NUM_TILES, permutation_set
+from kt.core.step import ConfigError
+
+
+class Options(Settings):
+    """Options of the task in the config."""
+
+    permutations: Annotated[int, Field(ge=2, description="number of labels; 701 in the paper")]
+    min_distance: Annotated[
+        int, Field(ge=2, le=9, description="places two permutations differ in, at least; paper: 3")
+    ]
+    occlusions: Annotated[
+        int, Field(ge=0, le=8, description="most tiles replaced, 0..n equally likely; paper: 2")
+    ]
+    grey: Annotated[Fraction, Field(description="share turned grey; authors' code: 0.5")]
+    projection: Annotated[
+        Fraction, Field(description="share with a colour direction removed; authors' code: 0.25")
+    ]
+    tile_features: Annotated[Count, Field(description="fc6: features a tile; paper: 1024")]
+    hidden: Annotated[Count, Field(description="fc7: hidden units over all tiles; paper: 4096")]
+    map: Annotated[Count, Field(description="maps of a tile are pooled to at most map x map")]
+    dropout: Annotated[Fraction, Field(description="behind fc6 and fc7; paper: 0.5")]
+
+
+def geometry(size: int) -> tuple[int, int, int, int]:
+    """Gives cell, tile, largest offset and largest channel shift in pixels for an image edge.
+
+    The published proportions 85 : 64 : 18 : 2 (paper, section 4; authors' code), rounded so that
+    tiles never leave their cell and never touch: offset + shift + tile < cell.
+
+    Raises:
+        ConfigError: The cells are too small for a tile that can move.
+    """
+    cell = size // 3
+    tile = round(cell * 64 / 85)
+    shift = round(cell * 2 / 85)
+    if cell - tile >= 4:
+        shift = max(shift, 1)
+    offset = cell - tile - shift - 1
+    if tile < 5 or offset < 1:
+        raise ConfigError(
+            f"datasets.*.size: a {size} px image has {cell} px cells, too small for a jigsaw; "
+            "expected 27 px or more"
+        )
+    return cell, tile, offset, shift
+
+
+def build(options: Options, context):
+    """Builds the task.
+
+    Raises:
+        ConfigError: The distance is too small for the occlusions, or the images are too small.
+    """
+    if options.min_distance <= options.occlusions:
+        raise ConfigError(
+            f"task.min_distance: with {options.occlusions} replaced tiles puzzles of different "
+            f"labels may look alike; expected at least {options.occlusions + 1}, found "
+            f"{options.min_distance}"
+        )
+    from kt.core.tiles import JigsawTask
+
+    return JigsawTask(options, context, geometry(context.size), permutation_set_of(options))
+
+
+def permutation_set_of(options: Options):
+    """Gives the (P, 9) uint8 permutations that the labels stand for."""
+    return permutation_set(options.permutations, options.min_distance)
+
+
+__all__ = ["NUM_TILES", "Options", "build", "geometry", "permutation_set_of"]

@@ -1,0 +1,132 @@
+"""What the rules need to know: names, seeds, epochs and options of every network of a run.
+
+Pure functions of the checked configuration; the rules only turn them into paths and commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from kt import config
+from kt.config import Config, Plugin, Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One row of the comparison: a network, trained with several seeds.
+
+    Attributes:
+        name: Its path in `results/evaluations`.
+        folder: Pattern of its folders under `results`, with `{seed}`.
+        seeds: 0, 1, ...
+        describe: Fields of all its metric records.
+    """
+
+    name: str
+    folder: str
+    seeds: range
+    describe: dict[str, Any]
+
+    def folders(self) -> list[str]:
+        """Gives its folders, one a seed."""
+        return [self.folder.format(seed=seed) for seed in self.seeds]
+
+
+def judged(settings: Config, labelled: bool = True) -> list[Judged]:
+    """Lists every model of the comparison.
+
+    Args:
+        settings: The configuration.
+        labelled: Whether the images have labels; without, there is no supervised bound.
+    """
+    found = [
+        _judged(settings, name, f"results/teachers/{name}/s{{seed}}", teacher.evaluate_as,
+                teacher_seeds(settings, name), teacher=name)
+        for name, teacher in settings.teachers.items()
+        if teacher.evaluate_as
+    ]  # fmt: skip
+    for name, target in settings.targets.items():
+        if target.supervised and labelled:
+            folder = f"results/targets/{name}/supervised/s{{seed}}"
+            found.append(
+                _judged(settings, f"{name}/supervised", folder, "supervised", settings.seeds, target=name)
+            )
+    return found + transfers(settings)
+
+
+def transfers(settings: Config) -> list[Judged]:
+    """Lists the targets trained on pseudo-labels: target x teacher x layer x k."""
+    return [
+        _judged(
+            settings, f"{target}/{name}/{layer}/k{k}",
+            f"results/targets/{target}/{name}/{layer}/k{k}/s{{seed}}", teacher.transfer_as,
+            settings.seeds, target=target, teacher=name, teacher_layer=layer, k=k,
+        )
+        for target in settings.targets
+        for name, teacher in settings.teachers.items()
+        for layer in teacher.layers
+        for k in settings.clusters
+    ]  # fmt: skip
+
+
+def _judged(settings: Config, name: str, folder: str, arm: str, seeds: int, **more) -> Judged:
+    describe = {"model": name, "arm": arm, "dataset": settings.use.evaluate, **more}
+    return Judged(name, folder, range(seeds), describe)
+
+
+def teacher_seeds(settings: Config, name: str) -> int:
+    """Gives how many networks of a teacher are trained; seed 0 is the one that teaches."""
+    return settings.teachers[name].seeds or settings.seeds
+
+
+def backbone(settings: Config, teacher: Teacher) -> Plugin:
+    """Gives a teacher's backbone, looking up a target's where it names one."""
+    if isinstance(teacher.backbone, str):
+        return settings.targets[teacher.backbone].backbone
+    return teacher.backbone
+
+
+def epochs(settings: Config, training) -> int:
+    """Gives the passes of a training with `effort` multiplied in, at least one."""
+    return max(1, round(training.epochs * settings.effort))
+
+
+def budget(settings: Config, teacher: Teacher) -> list[dict]:
+    """Gives the trainings whose summed cost a teacher may spend."""
+    parts = []
+    for name in teacher.budget:
+        other = settings.teachers.get(name) or settings.targets[name]
+        plugin = backbone(settings, other) if name in settings.teachers else other.backbone
+        parts.append(
+            {
+                "backbone": plugin,
+                "task": other.task,
+                "epochs": epochs(settings, other.training),
+                "num_classes": max(settings.clusters),
+            }
+        )
+    return parts
+
+
+def evaluation_jobs(settings: Config, labelled: bool) -> dict[str, dict[str, dict]]:
+    """Gives the options of the evaluations, by job and name.
+
+    All that looks at frozen features is one job, since starting it costs more than the work; what
+    trains (fine-tuning) has a job of its own. The images that fine-tuning sees follow `effort`.
+    """
+    jobs: dict[str, dict[str, dict]] = {}
+    for name, given in settings.evaluations.items():
+        module = config.plugin("evaluations", name)
+        if labelled or not module.NEEDS_LABELS:
+            values = dict(given)
+            if "images" in values:
+                values["images"] = max(1, round(int(values["images"]) * settings.effort))
+            jobs.setdefault("frozen" if module.FROZEN else name, {})[name] = values
+    return jobs
+
+
+def fingerprint(*values) -> str:
+    """Gives a short name for settings: the folder of their resume states."""
+    return hashlib.sha256(config.dumps(values).encode()).hexdigest()[:16]

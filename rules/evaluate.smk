@@ -1,0 +1,101 @@
+MODELS = {model.name: model for model in plan.judged(SETTINGS, LABELLED)}
+JOBS = plan.evaluation_jobs(SETTINGS, LABELLED)
+TRAINED = sorted(
+    {folder for model in MODELS.values() for folder in model.folders()}
+    | {f"results/teachers/{name}/s0" for name in SETTINGS.teachers}
+)
+
+
+rule evaluate:
+    input:
+        weights=lambda w: [f"{folder}/model.safetensors" for folder in MODELS[w.model].folders()],
+        models=lambda w: [f"{folder}/model.json" for folder in MODELS[w.model].folders()],
+        report=data_report_of("evaluate"),
+    output:
+        "results/evaluations/{model}/{job}.json",
+    log:
+        "results/logs/evaluate/{model}-{job}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{model}-{job}.tsv"
+    wildcard_constraints:
+        model=r".+",
+    conda:
+        "../envs/kt.yaml"
+    threads: TRAINING_THREADS
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    params:
+        folders=lambda w: MODELS[w.model].folders(),
+        seeds=lambda w: list(MODELS[w.model].seeds),
+        describe=lambda w: dumps(MODELS[w.model].describe),
+        evaluations=lambda w: dumps(JOBS[w.job]),
+        data=f"results/data/{SETTINGS.use.evaluate}",
+        stage_version=1,
+    """Judges all seeds of a model: everything on frozen features, or by fine-tuning."""
+    message:
+        "evaluate {wildcards.model} {wildcards.job}"
+    shell:
+        "python -m kt.evaluate"
+        " --model {params.folders:q}"
+        " --seeds {params.seeds}"
+        " --describe {params.describe:q}"
+        " --evaluations {params.evaluations:q}"
+        " --data {params.data:q}"
+        " --output {output:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+rule report:
+    input:
+        evaluations=expand("results/evaluations/{model}/{job}.json", model=MODELS, job=JOBS),
+        models=expand("{folder}/model.json", folder=TRAINED),
+        logs=expand("{folder}/log.jsonl", folder=TRAINED),
+        puzzles=lambda w: [
+            f"results/teachers/{name}/s0/examples.h5"
+            for name, teacher in SETTINGS.teachers.items()
+            if teacher.task
+        ][:1],
+        data_report=data_report_of("target"),
+        pack=pack_of("target"),
+        labels=pack_of("target", "train-unlabelled-labels"),
+        pseudo_labels=[
+            pseudo_labels_of(m.describe["teacher"], m.describe["teacher_layer"], m.describe["k"])
+            for m in plan.transfers(SETTINGS)
+        ],
+    output:
+        page="results/report/index.html",
+        metrics="results/report/metrics.json",
+        csv="results/report/metrics.csv",
+        summary="results/report/summary.txt",
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    conda:
+        "../envs/kt.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        folder="results/report",
+        models=TRAINED,
+        settings=dumps(SETTINGS),
+        stage_version=1,
+    """Gathers everything into one page, one table of metrics and a verdict."""
+    message:
+        "report"
+    shell:
+        "python -m kt.report"
+        " --evaluations {input.evaluations:q}"
+        " --models {params.models:q}"
+        " --puzzles {input.puzzles:q}"
+        " --data-report {input.data_report:q}"
+        " --pack {input.pack:q}"
+        " --labels {input.labels:q}"
+        " --pseudo-labels {input.pseudo_labels:q}"
+        " --settings {params.settings:q}"
+        " --output {params.folder:q}"
+        " --log {log:q}"

@@ -1,0 +1,102 @@
+def teacher_of(wildcards):
+    return SETTINGS.teachers[wildcards.teacher]
+
+
+def pretext_params(wildcards):
+    """Gives everything a teacher is trained with, as JSON by option."""
+    teacher = teacher_of(wildcards)
+    return {
+        "backbone": dumps(plan.backbone(SETTINGS, teacher)),
+        "task": dumps(teacher.task),
+        "training": dumps(teacher.training),
+        "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
+        "budget": dumps(plan.budget(SETTINGS, teacher)),
+        "seed": SETTINGS.seed + int(wildcards.seed),
+    }
+
+
+rule pretext_train:
+    input:
+        pack=pack_of("pretext"),
+        report=data_report_of("pretext"),
+    output:
+        weights="results/teachers/{teacher}/s{seed}/model.safetensors",
+        model="results/teachers/{teacher}/s{seed}/model.json",
+        log="results/teachers/{teacher}/s{seed}/log.jsonl",
+        examples="results/teachers/{teacher}/s{seed}/examples.h5",
+    log:
+        "results/logs/pretext_train/{teacher}-s{seed}.log",
+    benchmark:
+        "results/benchmarks/pretext_train/{teacher}-s{seed}.tsv"
+    priority: 10
+    conda:
+        "../envs/kt.yaml"
+    threads: TRAINING_THREADS
+    resources:
+        mem_mb=4000,
+        runtime=2880,
+    params:
+        folder="results/teachers/{teacher}/s{seed}",
+        state=lambda w: f"results/state/{w.teacher}-s{w.seed}-{plan.fingerprint(pretext_params(w))}",
+        name="{teacher} s{seed}",
+        backbone=lambda w: pretext_params(w)["backbone"],
+        task=lambda w: pretext_params(w)["task"],
+        training=lambda w: pretext_params(w)["training"],
+        epochs=lambda w: pretext_params(w)["epochs"],
+        budget=lambda w: pretext_params(w)["budget"],
+        seed=lambda w: pretext_params(w)["seed"],
+        stage_version=1,
+    """Trains a teacher on its pretext task; without a task its weights stay random."""
+    message:
+        "pretext_train {wildcards.teacher} s{wildcards.seed}"
+    shell:
+        "python -m kt.pretext_train"
+        " --pack {input.pack:q}"
+        " --data-report {input.report:q}"
+        " --backbone {params.backbone:q}"
+        " --task {params.task:q}"
+        " --training {params.training:q}"
+        " --epochs {params.epochs}"
+        " --budget {params.budget:q}"
+        " --seed {params.seed}"
+        " --name {params.name:q}"
+        " --state {params.state:q}"
+        " --output {params.folder:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+rule features:
+    input:
+        weights="results/teachers/{teacher}/s0/model.safetensors",
+        model="results/teachers/{teacher}/s0/model.json",
+        pack="results/data/{dataset}/{split}.h5",
+    output:
+        "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
+    log:
+        "results/logs/features/{teacher}-{layer}-{dataset}-{split}.log",
+    benchmark:
+        "results/benchmarks/features/{teacher}-{layer}-{dataset}-{split}.tsv"
+    priority: 20
+    conda:
+        "../envs/kt.yaml"
+    threads: TRAINING_THREADS
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        folder="results/teachers/{teacher}/s0",
+        map=lambda w: teacher_of(w).map,
+        stage_version=1,
+    """Writes one layer's features of a teacher for the images of a pack."""
+    message:
+        "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
+    shell:
+        "python -m kt.features"
+        " --model {params.folder:q}"
+        " --layer {wildcards.layer:q}"
+        " --map {params.map}"
+        " --pack {input.pack:q}"
+        " --output {output:q}"
+        " --threads {threads}"
+        " --log {log:q}"
