@@ -120,10 +120,11 @@ def _check_numbers(counts, dataset: config.Dataset, others: list[Entry]) -> None
     if counts.get(POOL, 0) < FEWEST:
         ignored = sum(entry.ignored for entry in others)
         refused = [f"{entry.key!r} ({entry.refused})" for entry in others if not entry.ignored]
+        shown = "".join(f"\n  {line}" for line in refused[:5])
         raise DataError(
             f"{dataset.source} {dataset.path or ''}: expected at least {FEWEST} images to learn "
-            f"from without labels, found {counts.get(POOL, 0)}; {ignored} other files are no pictures, "
-            f"{len(refused)} were refused{': ' if refused else ''}{', '.join(refused[:3])}"
+            f"from without labels, found {counts.get(POOL, 0)}; {ignored} other files are no "
+            f"pictures, {len(refused)} were refused{shown}"
         )
     for split, other in ((TRAIN, TEST), (TEST, TRAIN)):
         if counts.get(other) and not counts.get(split):
@@ -207,8 +208,8 @@ def _normalisation(histogram: np.ndarray) -> dict[str, list[float]]:
 
 def _defaults(size: int) -> str:
     return (
-        f"Each picture was turned upright, made RGB, cut to its centre square and resized to {size} "
-        f"x {size} pixels with antialiasing (bicubic); smaller ones were enlarged."
+        "Each picture was turned upright, made RGB, cut to its centre square and resized to "
+        f"{size} x {size} pixels with antialiasing (bicubic); smaller ones were enlarged."
     )
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget", type=json.loads, default=[], help="trainings whose summed cost sets the epochs"
     )
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--name", default="pretext", help="for progress lines")
+    parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     context = pool_context(pack, arguments.data_report, arguments.seed)
     if arguments.backbone.name != "hog":  # a descriptor takes pixels as they are
         backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
-    description = {"name": arguments.name, "seed": arguments.seed, "size": pack.size}
+    description = {**arguments.describe, "size": pack.size}
     records, examples = [], None
     if arguments.task:
         job = _job(arguments, backbone, context, pack, train, held_out)
@@ -76,13 +76,13 @@ def _job(arguments, backbone, context, pack, train, held_out):
     network = training.Network(backbone, task)
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
-        arguments.seed, arguments.name, arguments.output / "log.jsonl", arguments.state,
+        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,
         {**fingerprint(arguments), "pack": step.read_json(arguments.data_report).get("digests")},
     )  # fmt: skip
     if arguments.budget:
         cost = sum(_cost(part, pack.size) * part["epochs"] for part in arguments.budget)
         job.epochs = max(1, round(cost / training.multiply_adds(network, task)))
-        step.log.info("%s: the summed multiply-adds buy %d epochs", arguments.name, job.epochs)
+        step.log.info("%s: the summed multiply-adds buy %d epochs", job.name, job.epochs)
     return job
 
 
@@ -118,9 +118,15 @@ def pool_context(pack, data_report: Path, seed: int, labels=None, num_classes: i
     return Context(pack.size, ids, mean, std.clamp(min=1e-3), seed, labels, num_classes)
 
 
+def progress_name(arguments: argparse.Namespace) -> str:
+    """Gives what progress lines call a training: the model's name and seed."""
+    described = arguments.describe
+    return f"{described.get('name', arguments.output)} s{described.get('seed', arguments.seed)}"
+
+
 def fingerprint(arguments: argparse.Namespace) -> dict:
     """Gives the settings that a resume state must share."""
-    ignored = ("log", "threads", "output", "state", "name")
+    ignored = ("log", "threads", "output", "state", "describe")
     return {key: value for key, value in vars(arguments).items() if key not in ignored}
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, required=True, help="passes, `effort` included")
     parser.add_argument("--budget-of", type=Path, help="make as many steps as on this pack")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--name", default="target", help="for progress lines")
+    parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
@@ -44,7 +44,13 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from kt.core import images, model, table, training
-    from kt.pretext_train import build_task, fingerprint, pool_context, training_summary
+    from kt.pretext_train import (
+        build_task,
+        fingerprint,
+        pool_context,
+        progress_name,
+        training_summary,
+    )
 
     pack = images.read_pack(arguments.pack)
     labels, num_classes = joined_labels(arguments, pack)
@@ -66,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     parent = arguments.labels or arguments.pseudo_labels
     job = training.Job(
         training.Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
-        arguments.seed, arguments.name, arguments.output / "log.jsonl", arguments.state,
+        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,
         {**fingerprint(arguments), "digests": [table.digest(arguments.pack), table.digest(parent)]},
     )  # fmt: skip
     records = training.train(job)
@@ -74,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     step.write_text(arguments.output / "log.jsonl", text)
     parents = {str(path): table.digest(path) for path in (arguments.pack, parent)}
     description = {
-        "name": arguments.name, "seed": arguments.seed, "size": pack.size,
+        **arguments.describe, "size": pack.size,
         "task": arguments.task.model_dump(), "training": training_summary(job),
         "num_labels": num_classes, "provenance": step.provenance(parents),
     }  # fmt: skip

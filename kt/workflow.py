@@ -76,6 +76,20 @@ def _judged(settings: Config, name: str, folder: str, arm: str, seeds: int, **mo
     return Judged(name, folder, range(seeds), describe)
 
 
+def describe_teacher(settings: Config, name: str, seed: int) -> dict[str, Any]:
+    """Gives the fields of a teacher's model.json."""
+    teacher = settings.teachers[name]
+    arm = {"arm": teacher.evaluate_as} if teacher.evaluate_as else {}
+    return {"name": name, "teacher": name, "seed": seed, **arm}
+
+
+def describe_target(settings: Config, target: str, origin: str, seed: int) -> dict[str, Any]:
+    """Gives the fields of a target's model.json: the same as its metric records carry."""
+    described = {model.name: model.describe for model in judged(settings)}[f"{target}/{origin}"]
+    fields = {key: value for key, value in described.items() if key not in ("model", "dataset")}
+    return {"name": f"{target}/{origin}", "seed": seed, **fields}
+
+
 def teacher_seeds(settings: Config, name: str) -> int:
     """Gives how many networks of a teacher are trained; seed 0 is the one that teaches."""
     return settings.teachers[name].seeds or settings.seeds

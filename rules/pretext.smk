@@ -38,7 +38,7 @@ rule pretext_train:
     params:
         folder="results/teachers/{teacher}/s{seed}",
         state=lambda w: f"results/state/{w.teacher}-s{w.seed}-{plan.fingerprint(pretext_params(w))}",
-        name="{teacher} s{seed}",
+        describe=lambda w: dumps(plan.describe_teacher(SETTINGS, w.teacher, int(w.seed))),
         backbone=lambda w: pretext_params(w)["backbone"],
         task=lambda w: pretext_params(w)["task"],
         training=lambda w: pretext_params(w)["training"],
@@ -59,7 +59,7 @@ rule pretext_train:
         " --epochs {params.epochs}"
         " --budget {params.budget:q}"
         " --seed {params.seed}"
-        " --name {params.name:q}"
+        " --describe {params.describe:q}"
         " --state {params.state:q}"
         " --output {params.folder:q}"
         " --threads {threads}"

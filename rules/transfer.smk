@@ -137,7 +137,7 @@ rule target_train:
         state=lambda w: "results/state/{}-{}-s{}-{}".format(
             w.target, w.origin.replace("/", "-"), w.seed, plan.fingerprint(target_params(w))
         ),
-        name="{target} {origin} s{seed}",
+        describe=lambda w: dumps(plan.describe_target(SETTINGS, w.target, w.origin, int(w.seed))),
         labels=target_labels,
         backbone=lambda w: target_params(w)["backbone"],
         task=lambda w: target_params(w)["task"],
@@ -158,7 +158,7 @@ rule target_train:
         " --training {params.training:q}"
         " --epochs {params.epochs}"
         " --seed {params.seed}"
-        " --name {params.name:q}"
+        " --describe {params.describe:q}"
         " --state {params.state:q}"
         " --output {params.folder:q}"
         " --threads {threads}"

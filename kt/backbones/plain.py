@@ -1,6 +1,6 @@
 """A plain convolutional network with batch norm: the small target (ours).
 
-Layers `conv1`, `conv2`, ...: 3x3 convolution, batch norm, ReLU; each but the first halves the map.
+Layers `conv1`, `conv2`, ...: 3x3 convolution with a stride, batch norm, ReLU.
 """
 
 from __future__ import annotations
@@ -10,21 +10,32 @@ from typing import Annotated
 from pydantic import Field
 
 from kt.config import Count, Settings
+from kt.core.step import ConfigError
 
 
 class Options(Settings):
     """Options of the backbone in the config."""
 
     widths: Annotated[list[Count], Field(min_length=1, description="channels of each convolution")]
+    strides: Annotated[list[Count], Field(min_length=1, description="step of each convolution, pixels")]
 
 
 def stages(options: Options) -> dict:
-    """Gives the stages in order, He-initialised."""
+    """Gives the stages in order, He-initialised.
+
+    Raises:
+        ConfigError: Not one stride per width.
+    """
     from torch import nn
 
+    if len(options.widths) != len(options.strides):
+        raise ConfigError(
+            f"backbone.strides: expected one for each of the {len(options.widths)} widths, found "
+            f"{len(options.strides)}"
+        )
     found, channels = {}, 3
-    for number, width in enumerate(options.widths, 1):
-        conv = nn.Conv2d(channels, width, 3, stride=1 if number == 1 else 2, padding=1, bias=False)
+    for number, (width, stride) in enumerate(zip(options.widths, options.strides, strict=True), 1):
+        conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         found[f"conv{number}"] = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         channels = width

@@ -19,7 +19,12 @@ from PIL import Image, ImageOps
 
 MIN_EDGE = 8  # pixels; a shorter side below this shows nothing
 # Only formats that Pillow decodes itself: none that starts another program, such as EPS.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
+Image.init()
+FORMATS = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+    if name in Image.OPEN
+]
 # What Pillow raises on files that are not what they say.
 FAULTS = (
     OSError,

@@ -19,7 +19,7 @@ from kt.core.step import DataError
 POOL, TRAIN, TEST = SPLITS
 # What a name may end with to count as a picture. The content, not the name, decides how it is read.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -33,7 +33,7 @@ class Entry:
         key: Unique name, clean UTF-8.
         class_name: None where unknown.
         read: Gives the bytes of an image file, or pixels (H, W) or (H, W, 3) uint8; valid only
-            until the iterator moves on.
+            until the iterator moves on; raises OSError where it cannot.
         refused: Why the file is not read, for the data report; empty for pictures.
         ignored: It is no picture at all (hidden, another suffix) and is only counted.
     """
@@ -82,10 +82,8 @@ def entries(files: Callable[[], Iterable[File]], max_pixels: int, where: str) ->
     Raises:
         DataError: A split or a class is missing.
     """
-    names = ((file, _parts(file.name)) for file in files())
-    pictures = [
-        parts for file, parts in names if not _is_ignored(parts) and not _refusal(file, max_pixels)
-    ]
+    named = ((file, _parts(file.name)) for file in files())
+    pictures = [parts for file, parts in named if _judge(file, parts, max_pixels) == (False, "")]
     depth = _common_depth(pictures)
     split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
     if split_up:
@@ -108,10 +106,9 @@ def _entry(file: File, max_pixels: int, depth: int | None) -> Entry:
     """Reads the meaning of a name; `depth` is that of the split folders, None: all is pool."""
     parts = _parts(file.name)
     key = clean("/".join(parts))
-    if _is_ignored(parts):
-        return Entry(POOL, key, None, file.read, ignored=True)
-    if refused := _refusal(file, max_pixels):
-        return Entry(POOL, clean(file.name), None, file.read, refused=refused)
+    ignored, refused = _judge(file, parts, max_pixels)
+    if ignored or refused:
+        return Entry(POOL, clean(file.name), None, file.read, refused, ignored)
     if depth is None:
         return Entry(POOL, key, None, file.read)
     split, *inner = parts[depth:]
@@ -127,19 +124,19 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
-def _is_ignored(parts: tuple[str, ...]) -> bool:
-    hidden = any(part == "__MACOSX" or part[0] == "." and part != ".." for part in parts)
-    return hidden or not parts or os.path.splitext(parts[-1])[1].lower() not in SUFFIXES
-
-
-def _refusal(file: File, max_pixels: int) -> str:
-    """Says why a file must not be read, or nothing."""
+def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, str]:
+    """Gives whether a file is to be ignored, and else why it must not be read, or nothing."""
+    if not parts or any(part == "__MACOSX" or part[0] == "." and part != ".." for part in parts):
+        return True, ""
+    if ".." in parts or file.name.startswith("/") or DRIVE.match(file.name):
+        return False, "its name leads out of the archive"
+    if file.refused:
+        return False, file.refused
+    if os.path.splitext(parts[-1])[1].lower() not in SUFFIXES:
+        return True, ""
     most = 8 * max_pixels + (1 << 16)
-    if ".." in _parts(file.name) or file.name.startswith("/") or DRIVE.match(file.name):
-        return "its name leads out of the archive"
-    if file.size > most:
-        return f"{file.size} bytes, more than {most} for max_pixels = {max_pixels}"
-    return file.refused
+    fault = f"{file.size} bytes, more than {most} for max_pixels = {max_pixels}"
+    return False, fault if file.size > most else ""
 
 
 def _common_depth(pictures: list[tuple[str, ...]]) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kt.config import Dataset
 from kt.core import step
-from kt.core.decode import FAULTS, BadImage, Decoded, decode
+from kt.core.decode import BadImage, Decoded, decode
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN, Entry
 
 MOST_LISTED = 1000  # rejected files in the report
@@ -135,8 +135,8 @@ def _results(
             continue
         try:
             payload = entry.read()
-        except FAULTS as error:
-            yield row, BadImage(f"cannot be read: {type(error).__name__}: {error}")
+        except OSError as error:
+            yield row, BadImage(f"cannot be read: {error.strerror or error}")
             continue
         waiting.append((row, pool.submit(_packed, payload, dataset)))
         if len(waiting) > ahead:

@@ -31,6 +31,8 @@ class Options(Settings):
 
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives for each layer records of top1, mean_class_accuracy and validation_top1."""
+    import torch
+
     from kt.core import judge
 
     train = judge.features(backbone, data.train.pack, options.map)
@@ -41,26 +43,27 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
         rows, queries = train[layer], test[layer]
         mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
         rows, queries = (rows - mean) / std, (queries - mean) / std
-        best, penalty = -1.0, options.penalties[0]
-        for candidate in options.penalties:
-            weights = fit(rows[kept], labels[kept], data.num_classes, candidate, options.iterations)
+        best, penalty, start = -1.0, 0.0, torch.zeros(rows.shape[1] + 1, data.num_classes)
+        for candidate in sorted(options.penalties, reverse=True):  # each starts from the one before
+            weights = fit(rows[kept], labels[kept], start, candidate, options.iterations)
             top1 = judge.scores(predict(rows[out], weights), labels[out])["top1"]
             if top1 > best:
-                best, penalty = top1, candidate
-        weights = fit(rows, labels, data.num_classes, penalty, options.iterations)
+                best, penalty, chosen = top1, candidate, weights
+            start = weights
+        weights = fit(rows, labels, chosen, penalty, options.iterations)
         values = judge.scores(predict(queries, weights), data.test.labels)
         found += judge.records({"validation_top1": best}, len(out), layer=layer)
         found += judge.records(values, len(queries), layer=layer)
     return found
 
 
-def fit(rows, labels, num_classes: int, penalty: float, iterations: int):
+def fit(rows, labels, start, penalty: float, iterations: int):
     """Fits multinomial logistic regression: mean cross-entropy + penalty / 2 * squared weights.
 
     Args:
         rows: (N, D) float32, standardised.
         labels: (N,) int64.
-        num_classes: C.
+        start: (D + 1, C) float32 weights to start from.
         penalty: Acts on the weights, not on the biases.
         iterations: Of L-BFGS, at most.
 
@@ -70,7 +73,7 @@ def fit(rows, labels, num_classes: int, penalty: float, iterations: int):
     import torch
     from torch.nn import functional
 
-    weights = torch.zeros(rows.shape[1] + 1, num_classes, requires_grad=True)
+    weights = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [weights], max_iter=iterations, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
     )

@@ -12,7 +12,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _zip(path: Path) -> Iterator[tree.File]:
             if member.flag_bits & 1:
                 refused = "encrypted"
             if not member.is_dir():
-                read = functools.partial(archive.read, member)
+                read = functools.partial(_content, functools.partial(archive.open, member))
                 yield tree.File(member.filename, member.file_size, read, refused)
 
 
@@ -91,7 +91,7 @@ def _tar(path: Path) -> Iterator[tree.File]:
             archive.members = []  # else every header ever read is kept
             refused = "" if member.isreg() else "a link or device"
             if not member.isdir():
-                read = functools.partial(_read_member, archive, member)
+                read = functools.partial(_content, functools.partial(archive.extractfile, member))
                 yield tree.File(member.name, member.size, read, refused)
         # Python takes a header that is cut or broken for the end; the true end is a block of zeros.
         archive.fileobj.seek(archive.offset)
@@ -99,6 +99,10 @@ def _tar(path: Path) -> Iterator[tree.File]:
             raise tarfile.ReadError("it does not end with an end mark")
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with archive.extractfile(member) as file:
-        return file.read()
+def _content(opening: Callable) -> bytes:
+    """Reads one member; whatever is wrong with it becomes an OSError, as with any other file."""
+    try:
+        with opening() as file:
+            return file.read()
+    except (*BROKEN, NotImplementedError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

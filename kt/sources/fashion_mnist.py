@@ -19,6 +19,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from gzip import GzipFile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ def entries(dataset: Dataset) -> Iterator[Entry]:
         images = _array(files[f"{stem}-images-idx3-ubyte"], 16).reshape(-1, 28, 28)
         labels = _array(files[f"{stem}-labels-idx1-ubyte"], 8)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield Entry(
-                split, f"{split}/{row:05d}", CLASSES[label], functools.partial(_same, image)
-            )
+            key = f"{split}/{row:05d}"
+            yield Entry(split, key, CLASSES[label], lambda pixels=image: pixels)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _load(path: str | None) -> tuple[Files, str]:
     for place, fetch in places:
         try:
             files = fetch()
-        except (DataError, OSError, subprocess.SubprocessError) as error:
+        except (DataError, OSError, HTTPException, subprocess.SubprocessError) as error:
             faults.append(f"{place}: {error}")
             log.info("Fashion-MNIST: not from %s", faults[-1])
         else:
@@ -97,20 +97,21 @@ def _load(path: str | None) -> tuple[Files, str]:
     raise DataError(
         "Fashion-MNIST could not be had from any place:\n  "
         + "\n  ".join(faults)
-        + f"\n  put the four files {'.gz, '.join(DIGESTS)}.gz into a folder and set datasets.fashion_mnist.path to it"
+        + f"\n  put {', '.join(f'{name}.gz' for name in DIGESTS)} into a folder "
+        "and give it as `path` of the data set (datasets.fashion_mnist.path)"
     )
 
 
 def _from_folder(folder: Path) -> Files:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
-    missing = [f"{name}.gz" for name in DIGESTS if not _packed(folder, name).is_file()]
+    missing = [f"{name}.gz" for name in DIGESTS if not _at(folder, name).is_file()]
     if missing:
         raise DataError(f"{folder}: {', '.join(missing)} is missing")
-    return {name: _unpacked(name, _packed(folder, name).read_bytes(), folder) for name in DIGESTS}
+    return {name: _unpacked(name, _at(folder, name).read_bytes(), folder) for name in DIGESTS}
 
 
-def _packed(folder: Path, name: str) -> Path:
+def _at(folder: Path, name: str) -> Path:
     return folder / f"{name}.gz"
 
 
@@ -143,10 +144,10 @@ def _from_debian(cache: Path) -> Files:
                 raise
             _run(["apt-get", *options, "update"], folder)  # a fresh container has no lists
             _run(download, folder)
-        package = next(Path(folder).glob(f"{PACKAGE}_*.deb"))
-        _run(["dpkg-deb", "-x", str(package), folder], folder)
+        for package in Path(folder).glob(f"{PACKAGE}_*.deb"):
+            _run(["dpkg-deb", "-x", str(package), folder], folder)
         place = Path(folder) / INSTALLED.relative_to("/")
-        return _kept({name: _packed(place, name).read_bytes() for name in DIGESTS}, cache, PACKAGE)
+        return _kept({name: _at(place, name).read_bytes() for name in DIGESTS}, cache, PACKAGE)
 
 
 def _run(command: list[str], folder: str) -> None:
@@ -165,9 +166,9 @@ def _kept(packed: Files, cache: Path, place) -> Files:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for name, payload in packed.items():
-            with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
-                file.write(payload)
-            os.replace(file.name, _packed(cache, name))
+            temporary = cache / f".{name}.{os.getpid()}.tmp"
+            temporary.write_bytes(payload)
+            os.replace(temporary, _at(cache, name))
     except OSError as error:
         log.info("Fashion-MNIST: not kept in %s: %s", cache, error)
     return files
@@ -189,7 +190,3 @@ def _unpacked(name: str, payload: bytes, place) -> bytes:
 
 def _array(content: bytes, header: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header)
-
-
-def _same(image: np.ndarray) -> np.ndarray:
-    return image

@@ -67,8 +67,13 @@ def _file(item: os.DirEntry, name: str, real_root: str) -> tree.File:
         status = item.stat()
     except OSError as error:
         return tree.File(name, 0, read, f"cannot be opened: {error.strerror}")
-    refused = "" if stat.S_ISREG(status.st_mode) else "no regular file"
+    return tree.File(name, status.st_size, read, _refusal(item, status.st_mode, real_root))
+
+
+def _refusal(item: os.DirEntry, mode: int, real_root: str) -> str:
     if item.is_symlink():
-        inside = os.path.commonpath([os.path.realpath(item.path), real_root]) == real_root
-        refused = refused if inside else "a link that leads out of the folder"
-    return tree.File(name, status.st_size, read, refused)
+        if stat.S_ISDIR(mode):
+            return "a link to a folder, not followed"
+        if os.path.commonpath([os.path.realpath(item.path), real_root]) != real_root:
+            return "a link that leads out of the folder"
+    return "" if stat.S_ISREG(mode) else "no regular file"

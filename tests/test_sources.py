@@ -1,0 +1,400 @@
+import gzip
+import hashlib
+import io
+import os
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from drawing import CLASSES, encoded, picture, tree, write_folder, write_tar, write_zip
+
+from kt import config
+from kt.core.entries import POOL, TEST, TRAIN
+from kt.core.step import ConfigError, DataError
+from kt.sources import archive, fashion_mnist, folder, pictures
+from kt.sources import torchvision as torchvision_source
+
+PNG = encoded(picture(0, 0))
+
+
+def dataset(source: str, path, **changes) -> config.Dataset:
+    values = {"source": source, "path": path and str(path), "size": 16, "unlabelled": None}
+    values |= {"labelled": None, "test": None, "max_bad_fraction": 0.0, "max_pixels": 10_000}
+    return config.Dataset(**(values | changes))
+
+
+def listed(path, source=pictures) -> dict[str, tuple[str, str | None]]:
+    found = list(source.entries(dataset("pictures", path)))
+    return {entry.key: (entry.split, entry.class_name) for entry in found if entry.usable}
+
+
+def refused(path, source=pictures) -> dict[str, str]:
+    found = source.entries(dataset("pictures", path))
+    return {entry.key: entry.refused for entry in found if entry.refused}
+
+
+def ignored(path) -> set[str]:
+    found = pictures.entries(dataset("pictures", path))
+    return {entry.key for entry in found if entry.ignored}
+
+
+# ---------------------------------------------------------------------------- folder names
+
+
+def test_folder_names_give_splits_and_classes(tmp_path):
+    files = tree(2, 1, 1) | {"train-unlabelled/loose.png": PNG}
+    found = listed(write_folder(files, tmp_path))
+    assert found.keys() == files.keys()
+    assert found["train/bird/000.png"] == (TRAIN, "bird")
+    assert found["test/cloud/000.png"] == (TEST, "cloud")
+    assert found["train-unlabelled/apple/001.png"] == (POOL, "apple")
+    assert found["train-unlabelled/loose.png"] == (POOL, None)
+
+
+def test_the_splits_may_stand_below_common_folders(tmp_path):
+    files = {f"my data/v2/{name}": payload for name, payload in tree(1, 1, 1).items()}
+    found = listed(write_folder(files, tmp_path))
+    assert found["my data/v2/train/bird/000.png"] == (TRAIN, "bird")
+
+
+def test_without_split_names_everything_is_unlabelled(tmp_path):
+    files = {"a.png": PNG, "2019/holiday/b.JPG": PNG, "2020/c.jpeg": PNG}
+    found = listed(write_folder(files, tmp_path))
+    assert found == dict.fromkeys(files, (POOL, None))
+
+
+def test_hidden_files_and_other_suffixes_are_only_counted(tmp_path):
+    others = {".hidden/a.png", "._a.png", "__MACOSX/a.png", "b.txt", "Thumbs.db", "noname"}
+    write_folder(dict.fromkeys(others, PNG) | {"a.png": PNG}, tmp_path)
+    assert ignored(tmp_path) == others
+    assert set(listed(tmp_path)) == {"a.png"}
+
+
+def test_pictures_beside_the_splits_are_ignored(tmp_path):
+    write_folder(tree(1, 1, 1) | {"cover.png": PNG, "val/bird/1.png": PNG}, tmp_path)
+    assert ignored(tmp_path) == {"cover.png", "val/bird/1.png"}
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_one_labelled_split_without_the_other_is_an_error(tmp_path, missing):
+    files = {
+        name: data for name, data in tree(1, 1, 1).items() if not name.startswith(missing + "/")
+    }
+    with pytest.raises(DataError, match=f"found none in {missing}/CLASS/"):
+        listed(write_folder(files, tmp_path))
+
+
+def test_a_class_in_only_one_split_is_named(tmp_path):
+    write_folder(tree(1, 1, 1) | {"test/yak/1.png": PNG}, tmp_path)
+    with pytest.raises(DataError, match="1 stand in only one of them: 'yak'"):
+        listed(tmp_path)
+
+
+def test_one_class_alone_is_an_error(tmp_path):
+    write_folder({"train/yak/1.png": PNG, "test/yak/1.png": PNG}, tmp_path)
+    with pytest.raises(DataError, match="at least two classes"):
+        listed(tmp_path)
+
+
+def test_a_labelled_picture_without_class_folder_is_refused(tmp_path):
+    write_folder(tree(1, 1, 1) | {"train/loose.png": PNG}, tmp_path)
+    assert "folder of a class" in refused(tmp_path)["train/loose.png"]
+
+
+def test_a_file_larger_than_any_allowed_picture_is_not_read(tmp_path):
+    (tmp_path / "big.bmp").touch()
+    os.truncate(tmp_path / "big.bmp", 1 << 40)  # sparse
+    assert "bytes, more than" in refused(tmp_path)["big.bmp"]
+
+
+# ---------------------------------------------------------------------------- folder
+
+
+def test_links_are_followed_only_to_files_inside(tmp_path):
+    root = write_folder({"a/real.png": PNG}, tmp_path / "root")
+    write_folder({"secret.png": PNG}, tmp_path / "outside")
+    (root / "inside.png").symlink_to(root / "a" / "real.png")
+    (root / "outside.png").symlink_to(tmp_path / "outside" / "secret.png")
+    (root / "broken.png").symlink_to("nowhere.png")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "other").symlink_to(tmp_path / "outside")
+    assert set(listed(root)) == {"a/real.png", "inside.png"}
+    assert refused(root).keys() == {"outside.png", "broken.png", "a/loop", "other"}
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refused(tmp_path) == {"pipe.png": "no regular file"}
+
+
+def test_odd_names_become_clean_unique_keys(tmp_path):
+    names = [
+        "a;b.png",
+        "$(touch x).png",
+        "new\nline.png",
+        "<script>.png",
+        "x" * 251 + ".png",
+        "ü.png",
+    ]
+    write_folder(dict.fromkeys(names, PNG), tmp_path)
+    for odd in (b"\xff.png", b"\xfe.png"):
+        (tmp_path / os.fsdecode(odd)).write_bytes(PNG)
+    found = listed(tmp_path)
+    assert len(found) == 8 and set(names) < set(found)
+    assert all(key.encode("utf-8") and "\0" not in key for key in found)
+
+
+def test_each_file_is_read_with_its_own_bytes(tmp_path):
+    files = tree(3, 2, 2)
+    places = [
+        write_folder(files, tmp_path / "folder"),
+        write_zip(files, tmp_path / "a.zip"),
+        write_tar(files, tmp_path / "a.tar"),
+        write_tar(files, tmp_path / "a.tgz", "w:gz"),
+    ]
+    for place in places:
+        found = pictures.entries(dataset("pictures", place))
+        assert {entry.key: entry.read() for entry in found} == files
+        assert pictures.origin(dataset("pictures", place))
+
+
+# ---------------------------------------------------------------------------- archive
+
+
+def _evil_tar(path):
+    write_tar({"ok.png": PNG, "../../up.png": PNG, "/etc/abs.png": PNG, "a/../b.png": PNG}, path)
+    with tarfile.open(path, "a") as file:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo(f"odd{kind.decode()}.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            file.addfile(member)
+    return path
+
+
+def test_a_tars_links_devices_and_leading_out_names_are_refused_and_listed(tmp_path):
+    path = _evil_tar(tmp_path / "evil.tar")
+    assert set(listed(path)) == {"ok.png"}
+    found = refused(path)
+    assert {"../../up.png", "/etc/abs.png", "a/../b.png"} < found.keys()
+    assert len(found) == 7
+    assert sorted(os.listdir(tmp_path)) == ["evil.tar"]
+
+
+def test_a_zips_links_and_leading_out_names_are_refused_and_listed(tmp_path):
+    path = write_zip(
+        {"ok.png": PNG, "../up.png": PNG, "/abs.png": PNG, "C:\\x.png": PNG}, tmp_path / "z"
+    )
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(link, "/etc/passwd")
+    assert set(listed(path)) == {"ok.png"}
+    assert refused(path).keys() == {"../up.png", "/abs.png", "C:\\x.png", "link.png"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_two_members_with_one_name_the_first_counts(tmp_path):
+    path = write_zip({"a.png": PNG}, tmp_path / "twice.zip")
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("a.png", b"other")
+        file.writestr("./a.png", b"other")
+    found = [entry for entry in pictures.entries(dataset("pictures", path)) if entry.usable]
+    assert len(found) == 1
+    assert len(refused(path)) == 1
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_cut_anywhere_is_an_error(tmp_path, mode):
+    files = {f"{number}.png": encoded(picture(0, number)) for number in range(12)}
+    whole = write_tar(files, tmp_path / "whole", mode).read_bytes()
+    # A tar ends with 10 KiB of padding, whose loss costs nothing.
+    end = 12 * (512 + (len(PNG) // 512) * 512) if mode == "w" else len(whole)
+    for share in np.linspace(0.02, 0.98, 25):
+        cut = tmp_path / "cut"
+        cut.write_bytes(whole[: int(share * end)])
+        with pytest.raises(DataError, match="broken|neither"):
+            listed(cut)
+
+
+def test_a_zip_cut_off_and_a_file_that_is_no_archive_are_errors(tmp_path):
+    whole = write_zip({"a.png": PNG}, tmp_path / "whole.zip").read_bytes()
+    for payload in (whole[:-30], whole[:40], b"", PNG, b"<html>"):
+        (tmp_path / "cut.zip").write_bytes(payload)
+        with pytest.raises(DataError, match="broken|neither"):
+            listed(tmp_path / "cut.zip", archive)
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def test_counting_gives_the_pool_and_whether_there_are_labels(tmp_path):
+    full, pool, none = tree(5, 2, 3), tree(4, 0, 0), tree(0, 4, 2)
+    assert pictures.count_pictures(str(write_folder(full, tmp_path / "a"))) == (15, True)
+    assert pictures.count_pictures(str(write_zip(full, tmp_path / "a.zip"))) == (15, True)
+    assert pictures.count_pictures(str(write_tar(pool, tmp_path / "a.tar"))) == (12, False)
+    assert pictures.count_pictures(str(write_folder(none, tmp_path / "b"))) == (6, True)
+
+
+def test_a_missing_path_is_an_error_of_the_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="no such place"):
+        pictures.count_pictures(str(tmp_path / "no such place"))
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(DataError, match="expected a folder, a zip or a tar"):
+        pictures.count_pictures(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("source", [folder, archive, pictures])
+@pytest.mark.parametrize("path", [None, "/no/such/place"])
+def test_a_source_without_its_path_is_an_error_of_the_data(source, path):
+    with pytest.raises(DataError, match="expected a"):
+        list(source.entries(dataset("pictures", path)))
+
+
+# ---------------------------------------------------------------------------- Fashion-MNIST
+
+
+@pytest.fixture
+def small_fashion(tmp_path, monkeypatch):
+    """Writes a small set in Fashion-MNIST's format and makes it the true one."""
+    place, random = tmp_path / "fashion", np.random.default_rng(0)
+    place.mkdir()
+    digests = {}
+    for stem, number in (("train", 30), ("t10k", 20)):
+        labels = np.arange(number, dtype=np.uint8) % 10
+        images = np.full((number, 28, 28), labels[:, None, None] * 20, np.uint8)
+        images[:, :4] = random.integers(0, 256, (number, 4, 28))
+        contents = {
+            f"{stem}-images-idx3-ubyte": struct.pack(">4I", 2051, number, 28, 28)
+            + images.tobytes(),
+            f"{stem}-labels-idx1-ubyte": struct.pack(">2I", 2049, number) + labels.tobytes(),
+        }
+        for name, content in contents.items():
+            (place / f"{name}.gz").write_bytes(gzip.compress(content))
+            digests[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(fashion_mnist, "DIGESTS", digests)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not installed")
+    monkeypatch.setenv("KT_DATA", str(tmp_path / "cache"))
+    fashion_mnist._load.cache_clear()
+    yield place
+    fashion_mnist._load.cache_clear()
+
+
+def _offline(*_, **__):
+    raise OSError("no network in tests")
+
+
+def test_fashion_mnist_pairs_pictures_with_class_names(small_fashion):
+    found = list(fashion_mnist.entries(dataset("fashion_mnist", small_fashion)))
+    assert [entry.split for entry in found].count(TRAIN) == 30 and len(found) == 50
+    assert found[3].key == "train/00003" and found[3].class_name == "Dress"
+    for entry in found:
+        image = entry.read()
+        assert image.shape == (28, 28) and image.dtype == np.uint8
+        assert fashion_mnist.CLASSES[image[20, 20] // 20] == entry.class_name
+
+
+def test_fashion_mnist_with_other_content_is_refused(small_fashion):
+    name = "train-labels-idx1-ubyte.gz"
+    (small_fashion / name).write_bytes(gzip.compress(b"not the labels"))
+    with pytest.raises(DataError, match=f"{name} is not the true file: expected SHA-256"):
+        list(fashion_mnist.entries(dataset("fashion_mnist", small_fashion)))
+
+
+def test_fashion_mnist_with_a_file_missing_or_cut_is_refused(small_fashion):
+    path = small_fashion / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="not a whole .gz"):
+        list(fashion_mnist.entries(dataset("fashion_mnist", small_fashion)))
+    path.unlink()
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz is missing"):
+        list(fashion_mnist.entries(dataset("fashion_mnist", small_fashion)))
+
+
+def test_fashion_mnist_from_the_mirror_is_kept_in_the_cache(small_fashion, monkeypatch):
+    def answer(url, timeout):
+        assert 0 < timeout <= 10
+        return io.BytesIO((small_fashion / url.rsplit("/", 1)[1]).read_bytes())
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    assert len(list(fashion_mnist.entries(dataset("fashion_mnist", None)))) == 50
+    fashion_mnist._load.cache_clear()
+    monkeypatch.setattr("urllib.request.urlopen", _offline)
+    monkeypatch.setattr("subprocess.run", _offline)
+    assert len(list(fashion_mnist.entries(dataset("fashion_mnist", None)))) == 50
+    assert "cache" in fashion_mnist.origin(dataset("fashion_mnist", None))["place"]
+
+
+def test_fashion_mnist_from_nowhere_lists_each_place_and_what_to_do(small_fashion, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", _offline)
+    monkeypatch.setattr("subprocess.run", _offline)
+    with pytest.raises(DataError) as caught:
+        list(fashion_mnist.entries(dataset("fashion_mnist", None)))
+    for part in ("the cache", "installed", "mirror", "Debian", "no network", "`path`"):
+        assert part in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- torchvision
+
+
+class _FakeCifar:
+    """Stands for torchvision's CIFAR10: there only after a download."""
+
+    classes = list(CLASSES)
+    there = False
+
+    def __init__(self, folder, train, download=False):
+        type(self).there |= download
+        if not self.there:
+            raise RuntimeError("Dataset not found")
+        self.targets = [0, 1, 2] * (4 if train else 2)
+        self.data = np.stack([picture(label, 0) for label in self.targets])
+
+
+def test_torchvision_sets_are_downloaded_when_missing_and_read(monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", _FakeCifar)
+    found = list(torchvision_source.entries(dataset("torchvision", "CIFAR10:somewhere")))
+    assert [entry.split for entry in found] == [TRAIN] * 12 + [TEST] * 6
+    assert len({entry.key for entry in found}) == 18
+    for entry in found:
+        expected = picture(CLASSES.index(entry.class_name), 0)
+        assert np.array_equal(entry.read(), expected)
+
+
+def test_torchvision_stl10_keeps_its_unlabelled_split_and_channel_order(monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+
+    class Stl10:
+        classes = list(CLASSES)
+
+        def __init__(self, folder, split, download):
+            self.labels = np.array([-1] if split == "unlabeled" else [2])
+            self.data = picture(2, 0).transpose(2, 0, 1)[None]
+
+    monkeypatch.setattr(torchvision.datasets, "STL10", Stl10)
+    found = list(torchvision_source.entries(dataset("torchvision", "STL10:somewhere")))
+    assert [(entry.split, entry.class_name) for entry in found] == [
+        (POOL, None),
+        (TRAIN, "cloud"),
+        (TEST, "cloud"),
+    ]
+    assert np.array_equal(found[0].read(), picture(2, 0))
+
+
+def test_torchvision_imagenette_is_read_from_its_files(tmp_path):
+    pytest.importorskip("torchvision")
+    names = ("n01440764", "n02102040")
+    files = {f"{split}/{name}/1.JPEG": PNG for split in ("train", "val") for name in names}
+    write_folder(files, tmp_path / "imagenette2-160")
+    found = list(torchvision_source.entries(dataset("torchvision", f"Imagenette:{tmp_path}")))
+    assert [entry.class_name for entry in found] == ["tench", "English springer"] * 2
+    assert [entry.split for entry in found] == [TRAIN, TRAIN, TEST, TEST]
+    assert found[0].read() == PNG
+
+
+@pytest.mark.parametrize("path", [None, "CIFAR10", "MNIST:data", ":data"])
+def test_an_unknown_torchvision_set_is_an_error_that_lists_the_known(path):
+    with pytest.raises(DataError, match="CIFAR10, CIFAR100, STL10, Imagenette"):
+        list(torchvision_source.entries(dataset("torchvision", path)))
