@@ -407,37 +407,46 @@ def dumps(value) -> str:
 
 def reference() -> str:
     """Gives the reference of all keys as Markdown, from the schema and the plug-ins' options."""
-    lines = ["| key | type | meaning |", "| --- | --- | --- |", *_rows(Config, "")]
-    for kind in ("tasks", "backbones", "evaluations"):
+    lines = ["## config.yaml", "", *_table(Config)]
+    for kind in ("backbones", "tasks", "evaluations"):
         for name in plugins(kind):
-            model = plugin(kind, name).Options
-            if model.model_fields:
-                lines += ["", f"### {kind}: `{name}`", "", "| key | type | meaning |"]
-                lines += ["| --- | --- | --- |", *_rows(model, "")]
+            lines += ["", f"## {kind}: `{name}`", "", *_table(plugin(kind, name).Options)]
     return "\n".join(lines) + "\n"
 
 
-def _rows(model, prefix: str) -> list[str]:
-    lines = []
-    for key, field in model.model_fields.items():
-        shown = getattr(field.annotation, "__name__", None) or str(field.annotation)
-        shown = str(field.annotation) if "|" in str(field.annotation) or "[" in str(field.annotation) else shown
-        shown = shown.replace("typing.", "").replace("kt.config.", "").replace("NoneType", "null")
-        limits = ", ".join(str(limit) for limit in field.metadata if "Validator" not in str(limit))
-        meaning = field.description + (f" ({limits})" if limits else "")
-        lines.append(f"| `{prefix}{key}` | {_plain_type(shown)} | {meaning} |".replace("Annotated", ""))
-        inner = [found for found in _inner_models(field.annotation) if found is not Plugin]
-        named = "NAME." if "dict" in str(field.annotation) else ""
-        for found in inner:
-            lines += _rows(found, f"{prefix}{key}.{named}")
-    return lines
+def _table(model: type[Settings]) -> list[str]:
+    schema = model.model_json_schema()
+    rows = _rows(schema, schema.get("$defs", {}), "")
+    return ["| key | type | meaning |", "| --- | --- | --- |", *rows]
 
 
-def _plain_type(text: str) -> str:
-    text = text.replace("None", "null")
-    for noise in ("[str, FieldInfo(annotation=NoneType, required=True", "|"):
-        text = text.replace(noise, "or" if noise == "|" else "")
-    return text.split("[Annotated")[0] if "FieldInfo" in text else text
+def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
+    """Gives one row per key of a JSON schema, nested mappings below their own key."""
+    rows = []
+    for key, field in schema.get("properties", {}).items():
+        shown = _type(field)
+        rows.append(f"| `{prefix}{key}` | {shown} | {field.get('description', '')} |")
+        named = field.get("additionalProperties", {})
+        inner = (named if isinstance(named, dict) and "$ref" in named else field).get("$ref")
+        if inner:
+            below = f"{prefix}{key}.NAME." if named else f"{prefix}{key}."
+            rows += _rows(definitions[inner.rsplit("/", 1)[1]], definitions, below)
+    return rows
+
+
+def _type(field: dict) -> str:
+    """Gives a JSON schema's type and limits in a few words."""
+    if "anyOf" in field:
+        return " or ".join(_type(part) for part in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "$ref" in field:
+        return field["$ref"].rsplit("/", 1)[1].lower()
+    kind = {"array": "list", "object": "mapping"}.get(field.get("type", ""), field.get("type", "any"))
+    if "items" in field:
+        kind += f" of {_type(field['items'])}"
+    limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    return " ".join([kind, *(f"{sign} {field[name]}" for name, sign in limits.items() if name in field)])
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ batch-norm statistics of whole images), log.jsonl, and examples.h5 with solved h
 
     python -m kt.pretext_train --pack results/data/fashion_mnist/train-unlabelled.h5 \
       --data-report results/data/fashion_mnist/report.json --output results/teachers/deep/s0 \
-      --backbone '{"name": "residual", "widths": [32, 64], "blocks": 1}' --task null --seed 0
+      --backbone '{"name": "residual", "widths": [32, 64], "strides": [1, 2], "blocks": 1}' --task null --seed 0
 """
 
 from __future__ import annotations

@@ -28,11 +28,7 @@ def stages(options: Options) -> dict:
     """
     from torch import nn
 
-    if len(options.widths) != len(options.strides):
-        raise ConfigError(
-            f"backbone.strides: expected one for each of the {len(options.widths)} widths, found "
-            f"{len(options.strides)}"
-        )
+    one_stride_per_width(options.widths, options.strides)
     found, channels = {}, 3
     for number, (width, stride) in enumerate(zip(options.widths, options.strides, strict=True), 1):
         conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
@@ -40,3 +36,12 @@ def stages(options: Options) -> dict:
         found[f"conv{number}"] = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         channels = width
     return found
+
+
+def one_stride_per_width(widths: list[int], strides: list[int]) -> None:
+    """Raises ConfigError if the two lists are not equally long."""
+    if len(widths) != len(strides):
+        raise ConfigError(
+            f"backbone.strides: expected one for each of the {len(widths)} widths, found "
+            f"{len(strides)}"
+        )

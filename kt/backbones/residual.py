@@ -1,7 +1,7 @@
 """A small residual network with batch norm: the deep teacher (after He et al., CVPR 2016).
 
 Layers `stem`, `block1`, `block2`, ...: a 3x3 stem, then one stage per width, each with `blocks`
-residual blocks; each stage but the first halves the map.
+residual blocks, the first with the stage's stride.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kt.backbones.plain import one_stride_per_width
 from kt.config import Count, Settings
 
 
@@ -17,11 +18,17 @@ class Options(Settings):
     """Options of the backbone in the config."""
 
     widths: Annotated[list[Count], Field(min_length=1, description="channels of each stage")]
+    strides: Annotated[list[Count], Field(min_length=1, description="step of each stage, pixels")]
     blocks: Annotated[Count, Field(description="residual blocks in each stage")]
 
 
 def stages(options: Options) -> dict:
-    """Gives the stages in order, He-initialised."""
+    """Gives the stages in order, He-initialised.
+
+    Raises:
+        ConfigError: Not one stride per width.
+    """
+    one_stride_per_width(options.widths, options.strides)
     from torch import nn
 
     from kt.core.backbone import Residual
@@ -42,8 +49,8 @@ def stages(options: Options) -> dict:
 
     channels = options.widths[0]
     found = {"stem": nn.Sequential(convolution(3, channels), nn.ReLU(inplace=True))}
-    for number, width in enumerate(options.widths, 1):
-        first = block(channels, width, 1 if number == 1 else 2)
+    for number, (width, stride) in enumerate(zip(options.widths, options.strides, strict=True), 1):
+        first = block(channels, width, stride)
         rest = [block(width, width, 1) for _ in range(options.blocks - 1)]
         found[f"block{number}"] = nn.Sequential(first, *rest)
         channels = width

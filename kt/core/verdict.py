@@ -19,6 +19,7 @@ RULES = {
     "clusters most often)",
     "": "nothing was measured to choose by, the first of each arm stands",
 }
+MAIN = ("direct", "random")  # what people did before, and nothing at all
 EXPLAINED = {"supervised": "supervised (all labels, the bound)"}
 
 
@@ -73,9 +74,13 @@ def sentences(comparison: Comparison) -> list[str]:
     ours = next(row for row in comparison.arms if row.arm == "transfer")
     subject = f"transfer ({ours.about})" if ours.about else "transfer"
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
+    gaps = comparison.differences[order[0]]
+    main = [gap for gap in gaps if gap.control in MAIN] or gaps
+    rest = [gap for gap in gaps if gap not in main]
     return [
-        _sentence(subject if not number else "transfer", column, comparison.differences[column])
-        for number, column in enumerate(order)
+        _sentence(f"On these images {subject}", order[0], main),
+        *([_sentence("Beside the other arms it", order[0], rest)] if rest else []),
+        *(_sentence("Transfer", column, comparison.differences[column]) for column in order[1:]),
     ]
 
 
@@ -91,7 +96,7 @@ def _sentence(subject: str, column: Column, gaps: Sequence[Difference]) -> str:
                 unit = ""  # said once, at the first number
         if amounts:
             parts.append(verb.format(_enumerate(amounts)))
-    return f"On these images {subject} {'; it '.join(parts)}."
+    return f"{subject} {'; it '.join(parts)}."
 
 
 def _amount(gap: Difference, unit: str) -> str:
