@@ -368,20 +368,40 @@ def _check_sizes(config: Config) -> None:
 def _check_plugins(config: Config) -> None:
     for name, dataset in config.datasets.items():
         plugin("sources", dataset.source, f"datasets.{name}.source")
+    pretext, target = config.datasets[config.use.pretext], config.datasets[config.use.target]
     for name, teacher in config.teachers.items():
-        if isinstance(teacher.backbone, Plugin):
-            _check_plugin("backbones", teacher.backbone, f"teachers.{name}.backbone")
+        _check_layers(config, name, teacher)
         if teacher.task:
-            _check_plugin("tasks", teacher.task, f"teachers.{name}.task")
-    for name, target in config.targets.items():
-        _check_plugin("backbones", target.backbone, f"targets.{name}.backbone")
-        _check_plugin("tasks", target.task, f"targets.{name}.task")
+            _check_task(teacher.task, pretext.size, f"teachers.{name}.task")
+    for name, other in config.targets.items():
+        _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
+        _check_task(other.task, target.size, f"targets.{name}.task")
     for name, values in config.evaluations.items():
         options("evaluations", name, values, f"evaluations.{name}")
 
 
-def _check_plugin(kind: str, value: Plugin, key: str) -> None:
-    options(kind, value.name, value.options(), key)
+def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
+    """Checks a teacher's layers now: features are taken long after the training has started."""
+    value = teacher.backbone
+    if isinstance(value, str):
+        value = config.targets[value].backbone
+    checked = _check_plugin("backbones", value, f"teachers.{name}.backbone")
+    known = plugin("backbones", value.name).layers(checked)
+    for layer in teacher.layers:
+        if known is not None and layer not in known:
+            raise ConfigError(f"teachers.{name}.layers: {layer!r} is not a layer{_nearest(layer, known)}")
+
+
+def _check_task(value: Plugin, size: int, key: str) -> None:
+    checked = _check_plugin("tasks", value, key)
+    try:
+        plugin("tasks", value.name).check(checked, size)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_plugin(kind: str, value: Plugin, key: str) -> Settings:
+    return options(kind, value.name, value.options(), key)
 
 
 # ---------------------------------------------------------------------------- for the steps

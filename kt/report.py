@@ -9,8 +9,6 @@ Reads evaluations, models, puzzles, the data report and one set of pseudo-labels
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -19,15 +17,12 @@ from typing import Any
 
 from kt.core import figures, pictures, step, summary, verdict
 from kt.core.images import read_labels, read_pack
-from kt.core.step import DataError, log
+from kt.core.records import as_csv, read_evaluation, sort_records, with_targets
+from kt.core.step import ConfigError, DataError, log
 
-FIELDS = (
-    *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
-    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target"),
-)
-NEEDED = FIELDS[:8]
 REPORT = dict.fromkeys(  # what a data report may say
-    ("splits", "modes", "sizes", "rejected", "ignored", "left_out_of_pool", "defaults", "origin")
+    ("splits", "modes", "sizes", "rejected", "rejected_total", "ignored", "left_out_of_pool")
+    + ("left_out_of_train", "defaults", "origin")
 )
 
 
@@ -41,26 +36,29 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pack", **paths, help="the packed images that were clustered")
     parser.add_argument("--labels", **paths, help="their true labels")
     parser.add_argument("--pseudo-labels", **paths, help="tables; the chosen one is shown")
-    parser.add_argument("--settings", type=Path, required=True, help="resolved configuration, JSON")
+    parser.add_argument(
+        "--settings", required=True, help="resolved configuration: JSON or its file"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the report")
 
 
 def run(arguments) -> None:
     """Writes the four files."""
-    settings = step.read_json(arguments.settings)
+    settings = read_settings(str(arguments.settings))
     evaluations = [read_evaluation(path) for path in arguments.evaluations]
     records = sort_records([record for found, _ in evaluations for record in found])
     if not records:
         raise DataError("--evaluations: expected at least one record, found none; evaluate a model")
     models = [read_model(folder) for folder in arguments.models]
     seconds = training_seconds(models, records)
+    judged = with_targets(records, settings)
     comparisons = [
-        summary.compare(records, settings.get("verdict", []), seconds, target)
-        for target in summary.targets(records)
+        summary.compare(judged, settings.get("verdict", []), seconds, target)
+        for target in summary.targets(judged)
     ]
     facts = {
         "models": models,
-        "puzzles": [found for path in arguments.puzzles if (found := pictures.read_puzzles(path))],
+        "puzzles": read_puzzles(arguments.puzzles, models),
         "gallery": read_gallery(arguments, records, comparisons[0]),
         "clusters": [pictures.describe_clusters(path) for path in arguments.pseudo_labels],
         "data": [REPORT | step.read_json(path) for path in arguments.data_report],
@@ -80,23 +78,19 @@ def run(arguments) -> None:
 # ---------------------------------------------------------------------------- reading
 
 
-def read_evaluation(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Reads the records of one evaluation and where they come from.
+def read_settings(text: str) -> dict[str, Any]:
+    """Reads the configuration: JSON itself, or the path of a file that holds it.
 
     Raises:
-        DataError: A record lacks a field, or its value is not a fraction.
+        ConfigError: It is not a JSON object.
     """
-    content = step.read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("records"), list):
-        raise DataError(f'{path}: expected {{"records": [...]}}; remove it and run again')
-    for record in content["records"]:
-        missing = [name for name in NEEDED if record.get(name) is None]
-        if missing:
-            raise DataError(f"{path}: a record lacks {', '.join(missing)}: {record}")
-        value = record["value"]
-        if not isinstance(value, int | float) or not -1e-6 <= value <= 1 + 1e-6:
-            raise DataError(f"{path}: expected a value from 0 to 1, found {value!r} in {record}")
-    return content["records"], {"evaluation": path.stem, **content.get("provenance", {})}
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else step.read_json(Path(text))
+    except ValueError as error:
+        raise ConfigError(f"--settings: expected JSON, found a fault: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--settings: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def read_model(folder: Path) -> dict[str, Any]:
@@ -107,47 +101,37 @@ def read_model(folder: Path) -> dict[str, Any]:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         model["log"] = [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
-        raise DataError(f"{path}: expected one JSON object a line ({error}); train again") from error
+        raise DataError(
+            f"{path}: expected one JSON object a line ({error}); train again"
+        ) from error
     model["folder"] = folder
     name, seed = str(model.get("name") or folder.name), model.get("seed")
     model["name"] = name.removesuffix(f"/s{seed}")
     return model
 
 
-def sort_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Orders records by what they are about; numbers as numbers, absent fields first.
-
-    Raises:
-        DataError: One quantity was measured on more than one data set.
-    """
-    datasets: dict[tuple, set[str]] = {}
-    for record in records:
-        datasets.setdefault((record["evaluation"], record["metric"]), set()).add(record["dataset"])
-    for (evaluation, metric), names in datasets.items():
-        if len(names) > 1:
-            raise DataError(
-                f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on different "
-                "images cannot be compared, evaluate all models on one data set"
-            )
-    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "metric", "seed")
-
-    def place(record):
-        values = [record.get(name) for name in order]
-        return [
-            (v is not None, v if isinstance(v, int) else 0, str(v) if isinstance(v, str) else "")
-            for v in values
-        ]
-
-    return sorted(records, key=place)
+def read_puzzles(paths: Sequence[Path], models) -> list[pictures.Puzzles]:
+    """Reads solved puzzles, empty tables left out; the teacher is the model in the same folder."""
+    teachers = {model["folder"]: model["name"] for model in models}
+    found = ((path, pictures.read_puzzles(path)) for path in paths)
+    return [
+        puzzles._replace(teacher=puzzles.teacher or teachers.get(path.parent, ""))
+        for path, puzzles in found
+        if puzzles
+    ]
 
 
 def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
-    """Draws the clusters that taught the chosen transfer model, if they and their images are given."""
+    """Draws the clusters that taught the chosen transfer model, where they are given."""
     model = comparison.chosen.get("transfer")
     if model is None or not arguments.pack:
         return None
     record = next(record for record in records if record["model"] == model)
-    wanted = {"teacher": record.get("teacher"), "layer": record.get("teacher_layer"), "k": record.get("k")}
+    wanted = {
+        "teacher": record.get("teacher"),
+        "layer": record.get("teacher_layer"),
+        "k": record.get("k"),
+    }
     for path in arguments.pseudo_labels:
         config = pictures.describe_clusters(path)
         if all(str(config.get(name)) == str(value) for name, value in wanted.items()):
@@ -192,16 +176,6 @@ def step_seconds(models, origins, data) -> list[tuple[str, float]]:
 # ---------------------------------------------------------------------------- writing
 
 
-def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """Gives the records as a table, one row each, empty where a field does not apply."""
-    more = sorted({name for record in records for name in record} - set(FIELDS))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*FIELDS, *more], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
 def backbone_file(comparison, models) -> Path | None:
     """Gives the file of the network to use: the chosen transfer model of the first seed."""
     name = comparison.chosen.get("transfer")
@@ -216,7 +190,9 @@ def plain_summary(comparisons, models, page: Path) -> str:
     for comparison in comparisons:
         if len(comparisons) > 1:
             parts.append(f"Target {comparison.target}")
-        parts.append("per cent, ± 95 % over seeds, * best without all labels; seconds of training one network")
+        parts.append(
+            "per cent, ± 95 % over seeds, * best without all labels; seconds of training a network"
+        )
         parts.append(verdict.plain_table(comparison.columns, comparison.arms))
         parts += verdict.wrapped([*verdict.sentences(comparison), verdict.scope(comparison)])
         if file := backbone_file(comparison, models):
@@ -235,12 +211,17 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": verdict.percent, "spread": verdict.spread, "whole": verdict.whole}
+    environment.filters |= {
+        "percent": verdict.percent,
+        "spread": verdict.spread,
+        "whole": verdict.whole,
+    }
     views = [
         {
             "comparison": comparison,
             "sentences": verdict.sentences(comparison),
             "scope": verdict.scope(comparison),
+            "score_name": verdict.SCORES[comparison.rule],
             "rule": verdict.RULES[comparison.rule],
             "heads": [verdict.title(column) for column in comparison.columns],
             "backbone": backbone_file(comparison, facts["models"]),

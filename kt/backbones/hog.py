@@ -19,6 +19,11 @@ class Options(Settings):
     cells: Annotated[int, Field(ge=2, description="cells along an edge; the map is cells - 1 wide")]
 
 
+def layers(options: Options) -> list[str]:
+    """Names the only layer."""
+    return ["hog"]
+
+
 def stages(options: Options) -> dict:
     """Gives the one stage."""
     from skimage.feature import hog

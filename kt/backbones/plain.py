@@ -20,6 +20,11 @@ class Options(Settings):
     strides: Annotated[list[Count], Field(min_length=1, description="step of each convolution, pixels")]
 
 
+def layers(options: Options) -> list[str]:
+    """Names the layers without building them."""
+    return [f"conv{number}" for number in range(1, len(options.widths) + 1)]
+
+
 def stages(options: Options) -> dict:
     """Gives the stages in order, He-initialised.
 

@@ -22,6 +22,11 @@ class Options(Settings):
     blocks: Annotated[Count, Field(description="residual blocks in each stage")]
 
 
+def layers(options: Options) -> list[str]:
+    """Names the layers without building them."""
+    return ["stem", *(f"block{number}" for number in range(1, len(options.widths) + 1))]
+
+
 def stages(options: Options) -> dict:
     """Gives the stages in order, He-initialised.
 

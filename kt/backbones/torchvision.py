@@ -22,6 +22,22 @@ class Options(Settings):
     model: Annotated[str, Field(description="name in torchvision.models, such as resnet18")]
 
 
+VGG = {"11": (1, 1, 2, 2, 2), "13": (2,) * 5, "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
+
+
+def layers(options: Options) -> list[str] | None:
+    """Names the layers of the common families without importing torchvision; None: not known."""
+    name = options.model
+    if name == "alexnet":
+        return [f"conv{number}" for number in range(1, 6)]
+    if name.removesuffix("_bn").removeprefix("vgg") in VGG:
+        counts = VGG[name.removesuffix("_bn").removeprefix("vgg")]
+        return [f"conv{block}_{i}" for block, n in enumerate(counts, 1) for i in range(1, n + 1)]
+    if name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
+        return ["stem", *(f"layer{number}" for number in range(1, 5))]
+    return None
+
+
 def stages(options: Options) -> dict:
     """Gives the trunk's stages in order.
 

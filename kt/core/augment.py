@@ -91,7 +91,9 @@ def augment(views: Tensor, context: Context, options, index: Tensor, epoch: int)
     """
     draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
     if options.crop < 1 or options.flip:
-        grid = functional.affine_grid(_crops(draw[:, :5], options), views.shape, align_corners=False)
+        grid = functional.affine_grid(
+            _crops(draw[:, :5], options), views.shape, align_corners=False
+        )
         views = functional.grid_sample(views, grid, padding_mode="reflection", align_corners=False)
     if options.brightness or options.contrast or options.saturation:
         views = _recolour(views, draw[:, 5:], context, options)
@@ -101,9 +103,8 @@ def augment(views: Tensor, context: Context, options, index: Tensor, epoch: int)
 def _crops(draw: Tensor, options) -> Tensor:
     """Gives (B, 2, 3) affine maps of random crops inside the image, mirrored by chance."""
     area = options.crop + (1 - options.crop) * draw[:, 0]
-    aspect = ASPECT ** (2 * draw[:, 1] - 1)
-    width = (area * aspect).sqrt().clamp(max=1)
-    height = (area / aspect).sqrt().clamp(max=1)
+    aspect = (ASPECT ** (2 * draw[:, 1] - 1)).clamp(area, 1 / area)  # neither side sticks out
+    width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     mirror = torch.where(draw[:, 4] < options.flip, -1.0, 1.0)
     theta = torch.zeros(len(draw), 2, 3, device=draw.device)
     theta[:, 0, 0], theta[:, 1, 1] = width * mirror, height

@@ -102,7 +102,9 @@ class Backbone(nn.Module):
             with torch.inference_mode():
                 shape = self.eval()(self.mean.new_zeros(1, 3, size, size), layer).shape[1:]
         except RuntimeError as error:
-            raise ConfigError(f"images or tiles of {size} px do not fit this backbone: {error}") from None
+            raise ConfigError(
+                f"images or tiles of {size} px do not fit this backbone: {error}"
+            ) from None
         finally:
             self.train(training)
         return tuple(shape)
@@ -139,7 +141,9 @@ class Descriptor(nn.Module):
 def pool(maps: Tensor, edge: int) -> Tensor:
     """Averages maps (B, M, h, w) to at most edge x edge and flattens them, (B, D) float32."""
     height, width = maps.shape[-2:]
-    return functional.adaptive_avg_pool2d(maps.float(), (min(height, edge), min(width, edge))).flatten(1)
+    return functional.adaptive_avg_pool2d(
+        maps.float(), (min(height, edge), min(width, edge))
+    ).flatten(1)
 
 
 def build(name: str, options: dict) -> Backbone:
@@ -170,7 +174,9 @@ def estimate_statistics(backbone: Backbone, images: Iterable[Tensor]) -> None:
         backbone: Changed in place; left in eval mode.
         images: Batches (B, 3, H, W) uint8.
     """
-    norms = [part for part in backbone.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        part for part in backbone.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-WIDTH = 420
+WIDTH, NARROW = 420, 330  # of the drawing; the page scales it
 LINE = 24  # height of one row of a chart with rows
 
 
@@ -53,7 +53,7 @@ def whiskers(rows: Sequence[Whisker], tie: float, about: str) -> Markup:
     """
     low = min(0.0, -tie, *(row.mean - (row.half or 0) for row in rows))
     high = max(0.0, tie, *(row.mean + (row.half or 0) for row in rows))
-    left, right, height = 88, WIDTH - 92, 12 + LINE * len(rows)
+    left, right, height = 78, NARROW - 74, 12 + LINE * len(rows)
     x = _scale(low, high, left + 6, right - 6)
     parts = [_rect(x(-tie), 4, x(tie) - x(-tie), height - 4, "band")]
     parts += [_line(x(t), 4, x(t), height, "zero" if t == 0 else "grid") for t in ticks(low, high)]
@@ -61,11 +61,16 @@ def whiskers(rows: Sequence[Whisker], tie: float, about: str) -> Markup:
         y = 8 + LINE * (number + 0.5)
         parts.append(_text(0, y + 4, row.name))
         if row.half is not None:
-            parts.append(_line(x(row.mean - row.half), y, x(row.mean + row.half), y, f"c-{row.colour} bar"))
+            parts.append(
+                _line(x(row.mean - row.half), y, x(row.mean + row.half), y, f"c-{row.colour} bar")
+            )
         parts.append(_circle(x(row.mean), y, 5, f"c-{row.colour}"))
-        parts.append(_text(WIDTH, y + 4, row.text, "end", "value"))
-    parts += [_text(x(t), height + 15, _number(t, signed=True), "middle", "tick") for t in ticks(low, high)]
-    return _svg(height + 20, about, parts)
+        parts.append(_text(NARROW, y + 4, row.text, "end", "value"))
+    parts += [
+        _text(x(t), height + 15, _number(t, signed=True), "middle", "tick")
+        for t in ticks(low, high)
+    ]
+    return _svg(height + 20, about, parts, NARROW)
 
 
 def lines(
@@ -121,7 +126,9 @@ def _curve(colour: str, places: list[tuple], scale: float) -> list[Markup]:
     return parts
 
 
-def _end_names(ends: list[tuple[str, str, float]], x: float, top: float, bottom: float) -> list[Markup]:
+def _end_names(
+    ends: list[tuple[str, str, float]], x: float, top: float, bottom: float
+) -> list[Markup]:
     """Writes the names beside the ends of the lines, moved apart where they would overlap."""
     gap, parts, limit = 15.0, [], top
     placed = []
@@ -169,10 +176,10 @@ def _short(name: str, length: int = 15) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _svg(height: float, about: str, parts: Sequence[Markup]) -> Markup:
+def _svg(height: float, about: str, parts: Sequence[Markup], width: int = WIDTH) -> Markup:
     head = '<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>'
     inner = Markup("").join(parts)
-    return Markup(head).format(WIDTH, round(height), about, about) + inner + Markup("</svg>")
+    return Markup(head).format(width, round(height), about, about) + inner + Markup("</svg>")
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", look: str = "") -> Markup:

@@ -8,16 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from kt.core import charts, verdict
-from kt.core.summary import TIE, Comparison
+from kt.core.intervals import TIE
+from kt.core.summary import Comparison
 
-COLOURS = {  # of networks that are no arm: those of the style sheet's arms once more
-    "one": "transfer",
-    "two": "direct",
-    "three": "longer",
-    "four": "hog",
-    "five": "untrained",
-    "six": "random",
-}
+COLOURS = {"one": "transfer", "two": "hog", "three": "untrained", "four": "longer"}  # of no arm
 MOST_COSTS = 16
 
 Model = dict[str, Any]
@@ -41,7 +35,11 @@ def differences(comparison: Comparison) -> list[tuple[str, Markup]]:
 
 def label_curves(comparison: Comparison) -> Markup | None:
     """Draws accuracy after fine-tuning against labels per class; None with fewer than two."""
-    places = [(i, c) for i, c in enumerate(comparison.columns) if c.labels_per_class and c.metric == "top1"]
+    places = [
+        (i, c)
+        for i, c in enumerate(comparison.columns)
+        if c.labels_per_class and c.metric == "top1"
+    ]
     if len({column.labels_per_class for _, column in places}) < 2:
         return None
     series = []
@@ -68,10 +66,13 @@ def is_target(model: Model) -> bool:
 
 def pretext_curves(models: Sequence[Model]) -> Markup | None:
     """Draws accuracy on unseen puzzles by epoch, one line for each pretext network."""
-    shown = _first_seeds([m for m in models if not is_target(m)])
+    shown = [m for m in _first_seeds([m for m in models if not is_target(m)]) if curve(m)]
     chances = {found for m in shown if (found := chance(m))}
     level = ("chance", min(chances)) if len(chances) == 1 else None
-    return _curves(shown, [*COLOURS], "puzzles of unseen images solved", level)
+    free = iter([*COLOURS] * len(shown))
+    colours = [m.get("arm") or next(free) for m in shown]
+    named = [{**m, "name": m.get("arm") or m["name"]} for m in shown]
+    return _curves(named, colours, "puzzles of unseen images solved", level)
 
 
 def target_curves(models: Sequence[Model], comparison: Comparison) -> Markup | None:
@@ -84,13 +85,14 @@ def target_curves(models: Sequence[Model], comparison: Comparison) -> Markup | N
 
 def _curves(models, colours, what: str, level) -> Markup | None:
     series = []
-    for number, model in enumerate(models):
-        points = curve(model)
-        if points:
-            series.append(charts.Series(model["name"], colours[number % len(colours)], points))
+    for model, colour in zip(models, colours, strict=True):
+        if points := curve(model):
+            series.append(charts.Series(model["name"], colour, points))
     if not series:
         return None
-    last = "; ".join(f"{one.name} {verdict.percent(one.points[-1][1])} % at the end" for one in series)
+    last = "; ".join(
+        f"{one.name} {verdict.percent(one.points[-1][1])} % at the end" for one in series
+    )
     return charts.lines(series, f"Share of {what}, by epoch: {last}", "epoch", level=level)
 
 
@@ -104,14 +106,14 @@ def curve(model: Model) -> list[tuple[float, float, None]]:
 
 
 def chance(model: Model) -> float | None:
-    """Gives the accuracy of guessing among the permutations of a jigsaw network, None for others."""
+    """Gives the accuracy of guessing a permutation, None where the task has none."""
     task = model.get("task")
     permutations = task.get("permutations") if isinstance(task, dict) else None
     return 1 / permutations if isinstance(permutations, int) and permutations > 0 else None
 
 
 def learned(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """Lists pretext networks with the accuracy on unseen puzzles at the end and that of guessing."""
+    """Lists pretext networks with their accuracy on unseen puzzles and that of guessing."""
     shown = _first_seeds([m for m in models if not is_target(m)])
     return [
         {"name": m["name"], "accuracy": points[-1][1], "chance": chance(m)}
@@ -131,7 +133,9 @@ def costs(seconds: Sequence[tuple[str, float]]) -> Markup | None:
     """Draws seconds per step; the smallest are summed where there are too many."""
     rows = list(seconds[:MOST_COSTS])
     if len(seconds) > MOST_COSTS:
-        rows.append((f"{len(seconds) - MOST_COSTS} others", sum(s for _, s in seconds[MOST_COSTS:])))
+        rows.append(
+            (f"{len(seconds) - MOST_COSTS} others", sum(s for _, s in seconds[MOST_COSTS:]))
+        )
     if not rows:
         return None
     shown = [(name, value, _duration(value)) for name, value in rows]

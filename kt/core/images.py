@@ -71,9 +71,13 @@ def read_pack(path: Path) -> Pack:
         shape, offset = dataset.shape, dataset.id.get_offset()
         keys = table.strings(file, "keys")
         if dataset.dtype != np.uint8 or shape[1] != 3 or shape[2] != shape[3]:
-            raise DataError(f"{path}: expected images (N, 3, S, S) uint8, found {shape} {dataset.dtype}")
+            raise DataError(
+                f"{path}: expected images (N, 3, S, S) uint8, found {shape} {dataset.dtype}"
+            )
     if len(set(keys)) != len(keys):
-        raise DataError(f"{path}: expected unique keys, found {len(keys) - len(set(keys))} repeated")
+        raise DataError(
+            f"{path}: expected unique keys, found {len(keys) - len(set(keys))} repeated"
+        )
     if shape[0] == 0:
         images = np.zeros(shape, np.uint8)
     elif offset is None:
@@ -90,7 +94,9 @@ def read_labels(path: Path) -> Labels:
         DataError: The file is not a complete table of labels.
     """
     with table.read(path, "labels", {"labels": 1, "keys": 1, "*classes": 1}) as file:
-        return Labels(file["labels"][...], table.strings(file, "keys"), table.strings(file, "classes"))
+        return Labels(
+            file["labels"][...], table.strings(file, "keys"), table.strings(file, "classes")
+        )
 
 
 def key_ids(keys: Sequence[str]) -> np.ndarray:
@@ -108,7 +114,9 @@ def rows_of(keys: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarra
     """
     position = {key: row for row, key in enumerate(keys)}
     if len(position) != len(keys):
-        raise DataError(f"{where}: {len(keys) - len(position)} keys are repeated, each must stand once")
+        raise DataError(
+            f"{where}: {len(keys) - len(position)} keys are repeated, each must stand once"
+        )
     missing = [key for key in wanted if key not in position]
     if missing:
         raise DataError(

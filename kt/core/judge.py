@@ -82,7 +82,10 @@ def scores(predicted: Tensor, labels: Tensor) -> dict[str, float]:
     """Gives top1 and mean_class_accuracy (the mean over classes of each class's top-1)."""
     right = (predicted == labels).double()
     per_class = [right[labels == label].mean() for label in labels.unique()]
-    return {"top1": float(right.mean()), "mean_class_accuracy": float(torch.stack(per_class).mean())}
+    return {
+        "top1": float(right.mean()),
+        "mean_class_accuracy": float(torch.stack(per_class).mean()),
+    }
 
 
 def records(values: dict[str, float], n: int, **more) -> list[dict]:

@@ -63,7 +63,11 @@ def describe(path: Path) -> dict:
         DataError: It is missing or not a model of this project.
     """
     content = step.read_json(_folder(path) / "model.json")
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != 1:
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or content.get("version") != 1
+    ):
         raise DataError(f"{path}: expected a model.json of format {FORMAT} version 1")
     return content
 
@@ -75,7 +79,9 @@ def load(path: Path, device="cpu") -> Backbone:
     if not weights.is_file():
         raise DataError(f"expected weights at {weights}, found no file")
     if table.digest(weights) != content["digest"]:
-        raise DataError(f"{weights} does not fit the model.json beside it: it was altered or cut short")
+        raise DataError(
+            f"{weights} does not fit the model.json beside it: it was altered or cut short"
+        )
     plugin = config.check(config.Plugin, content["backbone"])
     backbone = build(plugin.name, plugin.options())
     try:

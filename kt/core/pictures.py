@@ -81,6 +81,9 @@ def read_puzzles(path: Path, number: int = 8) -> Puzzles | None:
     Raises:
         DataError: It is not a table of puzzles, or a label names no permutation.
     """
+    with table.read(path, "puzzles", {"tiles": 5}) as file:
+        if len(file["tiles"]) == 0:
+            return None
     arrays = {"tiles": 5, "labels": 1, "predicted": 1, "replaced": 2, "*permutations": 2}
     with table.read(path, "puzzles", arrays) as file:
         labels, predicted = file["labels"][...], file["predicted"][...]
@@ -99,8 +102,6 @@ def read_puzzles(path: Path, number: int = 8) -> Puzzles | None:
         )
         for i in range(len(tiles))
     ]
-    if not shown:
-        return None
     solved = float(np.mean(labels == predicted))
     return Puzzles(config.get("teacher", ""), shown, solved, len(labels), len(known))
 
@@ -136,7 +137,7 @@ def describe_clusters(path: Path) -> dict[str, Any]:
     """Says which teacher, layer and k a table of pseudo-labels comes from, and how many it holds.
 
     Returns:
-        `teacher, layer, k`, and the numbers `found` (clusters that hold images), `images`, `left_out`.
+        `teacher, layer, k`, and the numbers `images`, `left_out` and `found`, of clusters in use.
     """
     with table.read(path, "pseudo_labels", {"labels": 1}) as file:
         labels, config = file["labels"][...], json.loads(file.attrs["config"])
@@ -188,7 +189,9 @@ def gallery(path: Path, pack: Pack, labels: Labels | None) -> dict[str, list[Clu
         return Cluster(number, strip, size, len(nearest), float(distance[number]), share, name)
 
     groups = interesting(sizes, np.nan_to_num(purity) if known else -distance)
-    return {head: list(map(describe, group)) for head, group in zip(heads, groups, strict=True) if group}
+    return {
+        head: list(map(describe, group)) for head, group in zip(heads, groups, strict=True) if group
+    }
 
 
 def interesting(sizes: np.ndarray, quality: np.ndarray) -> tuple[list[int], list[int], list[int]]:

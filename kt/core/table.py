@@ -53,7 +53,9 @@ def create(path: Path, format: str, config, parents: Sequence[Path] = ()) -> Ite
         temporary.unlink(missing_ok=True)
 
 
-def add(file: h5py.File, name: str, shape: tuple[int, ...], dtype, contiguous=False) -> h5py.Dataset:
+def add(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype, contiguous=False
+) -> h5py.Dataset:
     """Adds an empty array to a table: checksummed chunks of about 1 MiB of whole rows, or
     contiguous (for arrays that are memory-mapped)."""
     dtype = np.dtype(dtype)
@@ -101,7 +103,9 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path} is not a readable HDF5 file ({error}); remove it, run again") from error
+        raise DataError(
+            f"{path} is not a readable HDF5 file ({error}); remove it, run again"
+        ) from error
     with file:
         _check(file, path, format, arrays)
         yield file
@@ -123,9 +127,13 @@ def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> 
             raise DataError(f"{path}: expected an array {name!r}, found {sorted(file)}")
         dataset = file[name]
         if dataset.external or dataset.is_virtual:
-            raise DataError(f"{path}: array {name!r} points outside the file; such files are refused")
+            raise DataError(
+                f"{path}: array {name!r} points outside the file; such files are refused"
+            )
         if dataset.ndim != dimensions:
-            raise DataError(f"{path}: {name!r} must have {dimensions} dimensions, has {dataset.shape}")
+            raise DataError(
+                f"{path}: {name!r} must have {dimensions} dimensions, has {dataset.shape}"
+            )
         if marked == name:
             lengths[name] = dataset.shape[0]
     if len(set(lengths.values())) > 1:

@@ -97,7 +97,10 @@ def precision(wanted: str, where: torch.device) -> torch.dtype:
     if where.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
     # Private in torch, so it may be gone in another version: then float32, which is always right.
-    has = (getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    has = (
+        getattr(torch.cpu, name, bool)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return torch.bfloat16 if any(probe() for probe in has) else torch.float32
 
 
@@ -143,8 +146,8 @@ class _Run:
             job.name, len(job.train), job.epochs, self.total, self.batch, self.dtype, self.device,
         )  # fmt: skip
         progress = step.Progress(job.name, self.total * self.batch, "img", self.step * self.batch)
-        while self.step < self.total:
-            epoch = self.step // self.steps_per_epoch
+        # By records, not by steps: a state may stand between an epoch's last step and its record.
+        for epoch in range(len(self.records), job.epochs):
             self._epoch(epoch, progress, stop)
             self._record(epoch)
         progress.close()
@@ -165,7 +168,9 @@ class _Run:
                 start = time.monotonic()
                 self.save()
                 if stop.is_set():
-                    raise Interrupted(f"{job.name}: stopped at step {self.step}; run it again to go on")
+                    raise Interrupted(
+                        f"{job.name}: stopped at step {self.step}; run it again to go on"
+                    )
         self.seconds += time.monotonic() - start
 
     def _step(self, index: Tensor, epoch: int) -> float | None:
@@ -191,7 +196,7 @@ class _Run:
         if not math.isfinite(value) or not torch.isfinite(self.sums[0]):
             keys = [job.pack.keys[row] for row in index.tolist()]
             raise DataError(
-                f"{job.name}: the loss is {value} at step {self.step} (epoch {epoch + 1}, lr "
+                f"{job.name}: the loss is {value} at step {self.step + 1} (epoch {epoch + 1}, lr "
                 f"{self.optimiser.param_groups[0]['lr']:.2g}); images of the batch: {keys}; lower "
                 "the learning rate or look at these images"
             )
@@ -260,14 +265,18 @@ def load_batch(task: Task, pack: Pack, index: Tensor, epoch: int, where: torch.d
         (B, V, 3, h, w) float32 and (B,) int64, on the device.
     """
     rows = task.rows(index, epoch)
-    images = torch.from_numpy(pack.images[rows.flatten().numpy()]).view(*rows.shape, *pack.images.shape[1:])
+    images = torch.from_numpy(pack.images[rows.flatten().numpy()]).view(
+        *rows.shape, *pack.images.shape[1:]
+    )
     if where.type == "cuda":
         images, index = images.pin_memory().to(where, non_blocking=True), index.to(where)
     return task.batch(images, index, epoch)
 
 
 @torch.no_grad()
-def validate(network: Network, task: Task, pack: Pack, index: Tensor, batch: int) -> dict[str, float]:
+def validate(
+    network: Network, task: Task, pack: Pack, index: Tensor, batch: int
+) -> dict[str, float]:
     """Gives loss and top-1 on held-out images, whose draws (epoch -1) never change."""
     network.eval()
     where = next(network.parameters()).device

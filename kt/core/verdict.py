@@ -8,18 +8,27 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from kt.core.summary import TIE, Cell, Column, Comparison, Difference, Interval, Row
+from kt.core.intervals import TIE, Interval
+from kt.core.records import Column
+from kt.core.summary import Cell, Comparison, Difference, Row
 
+PM = "\u00a0±\u00a0"  # never broken at the end of a line
 NAMES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}
 METRICS = {"nmi": "NMI", "purity": "purity", "view_nmi": "view agreement"}
 LONG = {"knn": "k-NN top-1", "linear": "linear-probe top-1", "finetune": "fine-tuned top-1"}
+SCORES = {"validation_top1": "validation top-1", "view_nmi": "view agreement", "": "score"}
 RULES = {
     "validation_top1": "highest top-1 on a held-out part of train",
-    "view_nmi": "the rule without labels (two augmented views of the same images fall into the same "
-    "clusters most often)",
+    "view_nmi": "the rule without labels (clusters of two augmented views of the same images agree "
+    "best)",
     "": "nothing was measured to choose by, the first of each arm stands",
 }
 MAIN = ("direct", "random")  # what people did before, and nothing at all
+VERBS = {
+    "beats": "beats",
+    "tie": "makes no clear difference to",
+    "behind": "falls behind",
+}
 EXPLAINED = {"supervised": "supervised (all labels, the bound)"}
 
 
@@ -27,8 +36,8 @@ ARMS = {
     "random": "the target network untrained: what architecture and evaluation give by themselves",
     "direct": "the target network trained on the pretext task itself, without any transfer",
     "longer": "direct, trained with the summed budget of teacher and target",
-    "untrained": "transfer from the teacher's architecture with random weights: what augmentation and "
-    "architecture give without a pretext task",
+    "untrained": "transfer from the teacher's architecture with random weights: what augmentation "
+    "and architecture give without a pretext task",
     "hog": "transfer from clusters of hand-crafted features (histograms of oriented gradients)",
     "transfer": "the target network trained on the teacher's clusters as pseudo-labels",
     "supervised": "the target network trained on all true labels: the bound",
@@ -42,7 +51,7 @@ def percent(value: float) -> str:
 
 def spread(value: Interval) -> str:
     """Writes `79.5 ± 1.1`, in per cent, or `79.5` for one seed."""
-    return percent(value.mean) + ("" if value.half is None else f" ± {percent(value.half)}")
+    return percent(value.mean) + ("" if value.half is None else f"{PM}{percent(value.half)}")
 
 
 def title(column: Column) -> str:
@@ -77,34 +86,40 @@ def sentences(comparison: Comparison) -> list[str]:
     gaps = comparison.differences[order[0]]
     main = [gap for gap in gaps if gap.control in MAIN] or gaps
     rest = [gap for gap in gaps if gap not in main]
+    mixed = any(gap.interval.half is not None for gap in gaps)
     return [
-        _sentence(f"On these images {subject}", order[0], main),
-        *([_sentence("Beside the other arms it", order[0], rest)] if rest else []),
-        *(_sentence("Transfer", column, comparison.differences[column]) for column in order[1:]),
+        _sentence(f"On these images {subject}", order[0], main, mixed),
+        *([_sentence("Against the other arms it", order[0], rest, mixed)] if rest else []),
+        *(_sentence("Transfer", c, comparison.differences[c], mixed) for c in order[1:]),
     ]
 
 
-def _sentence(subject: str, column: Column, gaps: Sequence[Difference]) -> str:
-    """Says in one sentence whom transfer beats, equals and falls behind, and by how much."""
+def _sentence(subject: str, column: Column, gaps: Sequence[Difference], mixed: bool) -> str:
+    """Says in one sentence whom transfer beats, equals and falls behind, and by how much.
+
+    Single seeds are marked where others have intervals (`mixed`); else `scope` says it once.
+    """
     unit, parts = f" points of {long_title(column)}", []
-    verbs = {"beats": "beats {}", "tie": "makes no clear difference to {}", "behind": "falls behind {}"}
-    for outcome, verb in verbs.items():
+    for outcome, verb in VERBS.items():
         amounts = []
         for gap in gaps:
             if gap.outcome == outcome:
-                amounts.append(_amount(gap, unit))
+                amounts.append(_amount(gap, unit, mixed))
                 unit = ""  # said once, at the first number
         if amounts:
-            parts.append(verb.format(_enumerate(amounts)))
+            parts.append(f"{verb} {_enumerate(amounts)}")
     return f"{subject} {'; it '.join(parts)}."
 
 
-def _amount(gap: Difference, unit: str) -> str:
+def _amount(gap: Difference, unit: str, mixed: bool) -> str:
     mean, half, _ = gap.interval
-    number = percent(mean if gap.outcome == "tie" else abs(mean))
-    number += " (one seed, no interval)" if half is None else f" ± {percent(half)}"
+    single = mixed and half is None
+    value = gap.interval if gap.outcome == "tie" else gap.interval._replace(mean=abs(mean))
+    number = spread(value) + unit
     name = EXPLAINED.get(gap.control, gap.control)
-    return f"{name} ({number}{unit})" if gap.outcome == "tie" else f"{name} by {number}{unit}"
+    if gap.outcome == "tie":
+        return f"{name} ({number}{', one seed' if single else ''})"
+    return f"{name} by {number}{' (one seed)' if single else ''}"
 
 
 def _enumerate(parts: Sequence[str]) -> str:
@@ -118,10 +133,11 @@ def is_labelled(comparison: Comparison) -> bool:
 
 def _without_labels(comparison: Comparison) -> list[str]:
     row = next((row for row in comparison.arms if row.arm == "transfer"), comparison.arms[0])
-    score = f" with an agreement of {spread(row.score)} %" if row.score else ""
+    score = f" ({spread(row.score)} %)" if row.score else ""
     return [
-        f"There are no labels, so no accuracy can be given. By {RULES['view_nmi']} the network to use "
-        f"is {row.model}{score}.",
+        f"The network to use is {row.model}.",
+        "Without labels its accuracy cannot be known, nor whether transfer beats the other arms. "
+        f"It was chosen by {RULES[comparison.rule]}{score}.",
         "A comparison needs labelled images in train/CLASS and test/CLASS.",
     ]
 
@@ -131,18 +147,20 @@ def scope(comparison: Comparison) -> str:
     seeds = [gap.interval.n for gaps in comparison.differences.values() for gap in gaps]
     if not seeds:
         return ""
+    ties = f"aps below {100 * TIE:.0f} points are ties"
+    if max(seeds) == 1:
+        return f"One seed: there is no interval, g{ties}."
     number = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
     return (
-        f"Differences are paired by seed ({number} of them); ± is the 95 % interval of Student's t. "
-        "It covers the training of the target and the draw of the labels with one teacher, not the "
-        f"noise of training the teacher again. Gaps below {100 * TIE:.0f} points are ties unless the "
-        "seeds say otherwise."
+        f"Differences are paired by seed ({number} of them); ± is the 95 % interval of Student's "
+        "t. It covers the training of the target and the draw of the labels with one teacher, not "
+        f"the noise of training the teacher again. G{ties} unless the seeds say otherwise."
     )
 
 
 def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
     """Breaks paragraphs into lines of at most `width` columns; empty ones are left out."""
-    return [textwrap.fill(text, width) for text in paragraphs if text]
+    return [textwrap.fill(text, width).replace("\u00a0", " ") for text in paragraphs if text]
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100) -> str:
@@ -152,7 +170,9 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100
     """
     heads = [["", "arm"], *map(_plain_head, columns), ["", "seeds"], ["", "seconds"]]
     lines = [list(line) for line in zip(*heads, strict=True)]
-    lines += [[row.arm, *map(_plain_cell, row.cells), f"{row.seeds} ", whole(row.seconds)] for row in rows]
+    lines += [
+        [row.arm, *map(_plain_cell, row.cells), f"{row.seeds} ", whole(row.seconds)] for row in rows
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     blocks: list[list[int]] = [[0]]
     for index in range(1, len(heads)):
@@ -160,7 +180,8 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100
             blocks.append([0])
         blocks[-1].append(index)
     return "\n\n".join(
-        "\n".join(_plain_line(line, widths, block) for line in lines).strip("\n") for block in blocks
+        "\n".join(_plain_line(line, widths, block) for line in lines).strip("\n")
+        for block in blocks
     )
 
 
@@ -181,7 +202,7 @@ def _plain_head(column: Column) -> list[str]:
 def _plain_cell(cell: Cell | None) -> str:
     if cell is None:
         return "– "
-    return spread(cell.interval).replace(" ", "") + ("*" if cell.best else " ")
+    return spread(cell.interval).replace("\u00a0", "") + ("*" if cell.best else " ")
 
 
 def _plain_line(line: Sequence[str], widths: Sequence[int], block: Sequence[int]) -> str:

@@ -29,6 +29,10 @@ class Options(Settings):
     hidden: Annotated[int, Field(ge=0, description="units of a hidden layer in the head; 0: none")]
 
 
+def check(options: Options, size: int) -> None:
+    """Any options fit images of any size."""
+
+
 def build(options: Options, context):
     """Builds the task from a context with labels."""
     from kt.core.augment import ClassificationTask

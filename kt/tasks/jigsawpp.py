@@ -66,20 +66,26 @@ def geometry(size: int) -> tuple[int, int, int, int]:
     return cell, tile, offset, shift
 
 
-def build(options: Options, context):
-    """Builds the task.
+def check(options: Options, size: int) -> None:
+    """Checks the options for images of `size` pixels, before anything expensive starts.
 
     Raises:
         ConfigError: The distance is too small for the occlusions, or the images are too small.
     """
+    geometry(size)
     if options.min_distance <= options.occlusions:
         raise ConfigError(
             f"task.min_distance: with {options.occlusions} replaced tiles puzzles of different "
             f"labels may look alike; expected at least {options.occlusions + 1}, found "
             f"{options.min_distance}"
         )
+
+
+def build(options: Options, context):
+    """Builds the task; `check` says what can be wrong."""
     from kt.core.tiles import JigsawTask
 
+    check(options, context.size)
     return JigsawTask(options, context, geometry(context.size), permutation_set_of(options))
 
 

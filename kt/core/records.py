@@ -1,0 +1,126 @@
+"""Metric records: reading, order, groups.
+
+A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
+and, where they apply, `layer, labels_per_class, k, teacher, teacher_layer, target`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kt.core import step
+from kt.core.step import DataError
+
+Record = dict[str, Any]
+ARMS = ("random", "direct", "longer", "untrained", "hog", "transfer", "supervised")
+FIELDS = (
+    *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
+    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target"),
+)
+NEEDED = FIELDS[:8]
+
+
+class Column(NamedTuple):
+    """One measured quantity."""
+
+    evaluation: str
+    metric: str
+    labels_per_class: int | None = None
+
+
+def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
+    """Reads the records of one evaluation and where they come from.
+
+    Raises:
+        DataError: A record lacks a field, or its value is not a fraction.
+    """
+    content = step.read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("records"), list):
+        raise DataError(f'{path}: expected {{"records": [...]}}; remove it and run again')
+    for record in content["records"]:
+        missing = [name for name in NEEDED if record.get(name) is None]
+        if missing:
+            raise DataError(f"{path}: a record lacks {', '.join(missing)}: {record}")
+        value = record["value"]
+        if not isinstance(value, int | float) or not -1e-6 <= value <= 1 + 1e-6:
+            raise DataError(f"{path}: expected a value from 0 to 1, found {value!r} in {record}")
+    return content["records"], {"evaluation": path.stem, **content.get("provenance", {})}
+
+
+def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Record]:
+    """Names the target in records of teachers that have a target's architecture (`direct`, ...)."""
+    teachers = settings.get("teachers", {})
+
+    def target(record):
+        backbone = teachers.get(record.get("teacher"), {}).get("backbone")
+        return record.get("target") or (backbone if isinstance(backbone, str) else None)
+
+    return [record | ({"target": found} if (found := target(record)) else {}) for record in records]
+
+
+def sort_records(records: Sequence[Record]) -> list[Record]:
+    """Orders records by what they are about; numbers as numbers, absent fields first.
+
+    Raises:
+        DataError: One quantity was measured on more than one data set.
+    """
+    datasets: dict[tuple, set[str]] = {}
+    for record in records:
+        datasets.setdefault((record["evaluation"], record["metric"]), set()).add(record["dataset"])
+    for (evaluation, metric), names in datasets.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on "
+                "different images cannot be compared, evaluate all models on one data set"
+            )
+    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "metric", "seed")
+
+    def key(record):
+        values = [record.get(name) for name in order]
+        return [
+            (v is not None, v if isinstance(v, int) else 0, str(v) if isinstance(v, str) else "")
+            for v in values
+        ]
+
+    return sorted(records, key=key)
+
+
+def as_csv(records: Sequence[Record]) -> str:
+    """Gives the records as a table, one row each, empty where a field does not apply."""
+    more = sorted({name for record in records for name in record} - set(FIELDS))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*FIELDS, *more], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def by_seed(records: Iterable[Record], column: Column) -> dict[int, float]:
+    """Gives seed -> value of one quantity; several records of one seed are averaged."""
+    found = grouped(
+        (record for record in records if column_of(record) == column), lambda record: record["seed"]
+    )
+    return {seed: statistics.fmean(r["value"] for r in found[seed]) for seed in sorted(found)}
+
+
+def column_of(record: Record) -> Column:
+    """Gives which quantity a record measures."""
+    return Column(record["evaluation"], record["metric"], record.get("labels_per_class"))
+
+
+def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    """Groups records by `key`, in the order of appearance."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def rank(name: str, order: Sequence[str]) -> int:
+    """Gives the place of a name in an order; unknown names stand last."""
+    return order.index(name) if name in order else len(order)

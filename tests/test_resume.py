@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import crafted
+import numpy as np
+import pytest
+import torch
+from test_training import job
+
+from kt.core import resume, training
+from kt.core.step import ConfigError, DataError, Interrupted
+
+EPOCHS, STEPS = 3, 12  # four steps an epoch
+
+
+def built(state=None, fingerprint=None, kill_at=None):
+    """A jigsaw training with dropout; a signal comes while the batch of step `kill_at` is made."""
+    pixels = crafted.scenes(136, 36)
+    task = crafted.jigsaw(36, 136, dropout=0.3)
+    wanted = job(task, pixels, held_out=8, epochs=EPOCHS, label_smoothing=0.1)
+    batch, count = task.batch, [0]
+
+    def spy(images, index, epoch):
+        count[0] += epoch >= 0
+        if kill_at is not None and count[0] == kill_at:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(images, index, epoch)
+
+    task.batch = spy
+    return dataclasses.replace(wanted, state=state, fingerprint=fingerprint or {"lr": 1})
+
+
+def outcome(finished, records):
+    weights = {name: value.clone() for name, value in finished.network.state_dict().items()}
+    timed = ("seconds", "images_per_second", "validation_seconds")
+    kept = [{key: row[key] for key in row if key not in timed} for row in records]
+    return weights, kept
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    whole = built()
+    return outcome(whole, training.train(whole))
+
+
+def assert_same(found, expected):
+    assert found[0].keys() == expected[0].keys()
+    assert all(torch.equal(found[0][name], expected[0][name]) for name in expected[0])
+    assert found[1] == expected[1]
+
+
+def stop(state, kill_at):
+    with pytest.raises(Interrupted, match=f"stopped at step {kill_at}; run it again"):
+        training.train(built(state, kill_at=kill_at))
+
+
+# ---------------------------------------------------------------------------- bit for bit
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 6, 8, 11, STEPS])
+def test_a_stopped_training_goes_on_to_the_same_weights_and_log(tmp_path, uninterrupted, kill_at):
+    stop(tmp_path, kill_at)
+    again = built(tmp_path)
+    assert_same(outcome(again, training.train(again)), uninterrupted)
+
+
+def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupted):
+    stop(tmp_path, 3)
+    with pytest.raises(Interrupted, match="step 5"):
+        training.train(built(tmp_path, kill_at=2))
+    with pytest.raises(Interrupted, match="step 10"):
+        training.train(built(tmp_path, kill_at=5))
+    again = built(tmp_path)
+    assert_same(outcome(again, training.train(again)), uninterrupted)
+
+
+def test_states_written_on_the_way_change_nothing(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    whole = built(tmp_path)
+    assert_same(outcome(whole, training.train(whole)), uninterrupted)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-000000011.state", "step-000000012.state"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "zero", "empty"])
+def test_a_broken_state_falls_back_to_the_one_before(
+    tmp_path, uninterrupted, monkeypatch, damage, caplog
+):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    stop(tmp_path, 7)
+    newest = max(tmp_path.glob("*.state"))
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    damaged = {"flip": raw, "truncate": raw[:-9], "zero": bytes(len(raw)), "empty": b""}
+    newest.write_bytes(damaged[damage])
+    again = built(tmp_path)
+    with caplog.at_level("INFO", "kt"):
+        assert_same(outcome(again, training.train(again)), uninterrupted)
+    assert "step-000000007.state is broken, the state before it is used" in caplog.text
+    assert "goes on at step 6 of 12" in caplog.text
+
+
+def test_with_every_state_broken_the_training_starts_anew(tmp_path, uninterrupted):
+    stop(tmp_path, 2)
+    for path in tmp_path.glob("*.state"):
+        path.write_bytes(b"no state at all")
+    again = built(tmp_path)
+    assert_same(outcome(again, training.train(again)), uninterrupted)
+
+
+# ---------------------------------------------------------------------------- settings
+
+
+def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path):
+    content = {"step": 3}
+    resume.save(tmp_path, 3, content, {"lr": 0.1, "seed": 0, "gone": 1})
+    with pytest.raises(ConfigError, match=r"other settings \(gone, lr, new differ\).*remove"):
+        resume.newest(tmp_path, {"lr": 0.2, "seed": 0, "new": 1}, torch.device("cpu"))
+
+
+def test_the_same_settings_give_the_state_back(tmp_path):
+    tensor = torch.rand(3)
+    settings = {"lr": 0.1, "path": crafted.pack(crafted.noise(1, 2)).path, "task": crafted.training()}
+    resume.save(tmp_path, 3, {"step": 3, "weights": tensor}, settings)
+    found = resume.newest(tmp_path, dict(reversed(settings.items())), torch.device("cpu"))
+    assert found["step"] == 3 and torch.equal(found["weights"], tensor)
+
+
+def test_no_folder_and_an_empty_folder_hold_no_state(tmp_path):
+    assert resume.newest(tmp_path, {}, torch.device("cpu")) is None
+    assert resume.newest(tmp_path / "none", {}, torch.device("cpu")) is None
+
+
+def test_a_state_cannot_smuggle_in_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path}/harmed",))
+
+    resume.save(tmp_path, 1, {"payload": Payload()}, {})
+    with pytest.raises(Exception, match="Payload|system|weights_only|Unsupported"):
+        resume.newest(tmp_path, {}, torch.device("cpu"))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_failed_write_leaves_the_states_as_they_were(tmp_path, monkeypatch):
+    resume.save(tmp_path, 1, {"step": 1}, {})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        resume.save(tmp_path, 2, {"step": 2}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.state"]
+
+
+# ---------------------------------------------------------------------------- the whole step
+
+
+def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path):
+    crafted.write_pack(tmp_path / "pack.h5", crafted.scenes(200, 27), crafted.names(200))
+    report = {"mean": [0.5] * 3, "std": [0.2] * 3, "digests": {}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    command = [
+        sys.executable, "-m", "kt.pretext_train", "--pack", tmp_path / "pack.h5",
+        "--data-report", tmp_path / "report.json", "--backbone", json.dumps(crafted.PLAIN),
+        "--task", json.dumps(crafted.JIGSAW), "--training", json.dumps(crafted.TRAINING),
+        "--seed", "0", "--state", tmp_path / "state", "--output", tmp_path / "model",
+        "--epochs", "2000",
+    ]  # fmt: skip
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert any('"epoch"' in line for line in iter(started.stderr.readline, ""))
+    started.send_signal(signal.SIGTERM)
+    rest = started.communicate(timeout=60)[1]
+    assert started.returncode == Interrupted.exit_code == 75, rest
+    assert "Traceback" not in rest and "run it again to go on" in rest
+    assert len(list((tmp_path / "state").glob("step-*.state"))) == 1
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_training_that_fails_keeps_its_last_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    poisoned = built(tmp_path)
+    batch = poisoned.task.batch
+
+    def spoil(images, index, epoch):
+        views, labels = batch(images, index, epoch)
+        return views * (np.nan if epoch == 1 else 1), labels
+
+    poisoned.task.batch = spoil
+    with pytest.raises(DataError, match="step 5"):
+        training.train(poisoned)
+    assert max(tmp_path.iterdir()).name == "step-000000004.state"

@@ -1,0 +1,276 @@
+"""Choice, intervals, differences and the words made of them."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kt.core import charts, records, summary, verdict
+from kt.core.choice import settle_layers
+from kt.core.intervals import T_95, Interval, interval, outcome
+from kt.core.records import Column
+from kt.core.step import DataError
+
+KNN = Column("knn", "top1")
+
+
+def record(arm, value, seed=0, evaluation="knn", metric="top1", **more):
+    names = {"model": arm, "arm": arm, "dataset": "shapes", "n": 100}
+    return {
+        **names,
+        "evaluation": evaluation,
+        "metric": metric,
+        "value": value,
+        "seed": seed,
+    } | more
+
+
+def run_of(scores, **more):
+    """Gives top-1 records of arms: {arm: values over seeds}."""
+    return [record(arm, v, seed, **more) for arm, vs in scores.items() for seed, v in enumerate(vs)]
+
+
+def test_the_quantiles_are_those_of_students_t():
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.t.ppf(0.975, np.arange(1, 31))
+    assert np.abs(np.array(T_95) - expected).max() < 6e-4
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_the_interval_is_that_of_a_t_test(values):
+    stats = pytest.importorskip("scipy.stats")
+    found = interval(values)
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    expected = stats.t.ppf(0.975, min(len(values) - 1, 30)) * error
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.half == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+def test_one_seed_has_a_mean_but_no_interval():
+    assert interval([0.7]) == Interval(0.7, None, 1)
+
+
+def test_differences_are_paired_by_seed():
+    values = [0.5, 0.6, 0.7]  # seeds differ much, the gap hardly
+    scores = {"transfer": [v + 0.05 for v in values], "direct": values, "longer": [0.4]}
+    gaps = summary.compare(run_of(scores), ["knn"]).differences[KNN]
+    direct, longer = gaps
+    assert direct.control == "direct" and direct.outcome == "beats"
+    assert direct.interval.mean == pytest.approx(0.05) and direct.interval.half < 1e-9
+    assert longer.interval.n == 1 and longer.interval.mean == pytest.approx(0.15)
+
+
+def test_seeds_that_only_one_of_two_arms_has_do_not_count():
+    found = [record("transfer", 0.9, 0), record("transfer", 0.5, 1), record("direct", 0.4, 1)]
+    [gap] = summary.compare(found, ["knn"]).differences[KNN]
+    assert gap.interval.mean == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        (Interval(0.01, 0.005, 3), "beats"),
+        (Interval(0.05, 0.06, 3), "tie"),
+        (Interval(-0.05, 0.01, 3), "behind"),
+        (Interval(0.019, None, 1), "tie"),
+        (Interval(0.05, None, 1), "beats"),
+        (Interval(-0.05, None, 1), "behind"),
+        (Interval(0.0, 0.0, 3), "tie"),
+    ],
+)
+def test_a_gap_counts_only_beyond_its_interval_or_two_points(gap, expected):
+    assert outcome(gap) == expected
+
+
+def candidates(validation, test):
+    for (name, right), top1 in zip(validation.items(), test, strict=True):
+        more = {"model": name, "teacher": name, "k": 10}
+        yield record("transfer", right, metric="validation_top1", **more)
+        yield record("transfer", top1, **more)
+
+
+def test_the_choice_follows_validation_and_never_test():
+    for test in itertools.permutations([0.9, 0.5, 0.1]):
+        found = list(candidates({"a": 0.5, "b": 0.7, "c": 0.6}, test))
+        comparison = summary.compare(found, ["knn"])
+        assert comparison.chosen == {"transfer": "b"}
+        assert comparison.arms[0].cells[0].interval.mean == test[1]
+        assert [row.chosen for row in comparison.candidates] == [False, True, False]
+
+
+def test_validation_scores_of_evaluations_that_are_not_listed_do_not_choose():
+    found = list(candidates({"a": 0.5, "b": 0.7}, [0.1, 0.1]))
+    for name, value in (("a", 0.9), ("b", 0.1)):
+        more = {"evaluation": "linear", "metric": "validation_top1", "layer": "conv1"}
+        found.append(record("transfer", value, model=name, **more))
+    assert summary.compare(found, ["knn"]).chosen["transfer"] == "b"
+    assert summary.compare(found, ["knn", "linear"]).chosen["transfer"] == "a"
+
+
+def test_a_candidate_without_all_listed_scores_is_not_chosen():
+    found = list(candidates({"a": 0.9, "b": 0.5}, [0.1, 0.1]))
+    more = {"evaluation": "linear", "metric": "validation_top1", "layer": "conv1"}
+    found.append(record("transfer", 0.4, model="b", **more))
+    assert summary.compare(found, ["knn", "linear"]).chosen["transfer"] == "b"
+
+
+def test_without_labels_the_agreement_of_views_chooses():
+    more = {"evaluation": "clusters", "metric": "view_nmi"}
+    found = [record("transfer", v, model=m, **more) for m, v in (("a", 0.6), ("b", 0.8))]
+    comparison = summary.compare(found, ["knn"])
+    assert (comparison.rule, comparison.chosen) == ("view_nmi", {"transfer": "b"})
+    said = " ".join(verdict.sentences(comparison))
+    assert "The network to use is b." in said and "rule without labels" in said
+    assert "train/CLASS" in said
+    assert not any(cell.best for row in comparison.arms for cell in row.cells)
+
+
+def layered(test):
+    for layer, validation, top1 in zip(("one", "two"), (0.8, 0.6), test, strict=True):
+        more = {"evaluation": "linear", "layer": layer}
+        yield record("transfer", validation, metric="validation_top1", **more)
+        yield record("transfer", top1, **more)
+
+
+def test_the_probed_layer_is_chosen_on_validation():
+    for test in ([0.1, 0.9], [0.9, 0.1]):
+        comparison = summary.compare(list(layered(test)), ["linear"])
+        [row] = comparison.arms
+        assert (row.cells[0].interval.mean, row.cells[0].layer) == (test[0], "one")
+
+
+def test_settling_layers_leaves_other_records_alone():
+    others = run_of({"direct": [0.1, 0.2]}) + [record("direct", 0.3, layer="only", metric="nmi")]
+    kept = settle_layers([*layered([0.1, 0.9]), *others])
+    assert [r for r in kept if r["arm"] == "direct"] == others
+    assert {r["layer"] for r in kept if r["arm"] == "transfer"} == {"one"}
+
+
+def test_another_targets_records_are_passed_over_and_shared_ones_kept():
+    small, large = (record("transfer", v, model=t, target=t) for t, v in (("s", 0.5), ("l", 0.6)))
+    found = [small, large, record("direct", 0.4)]
+    assert summary.targets(found) == ["s", "l"]
+    comparison = summary.compare(found, ["knn"], target="s")
+    assert comparison.chosen == {"direct": "direct", "transfer": "s"}
+
+
+def test_records_of_teachers_get_the_target_whose_architecture_they_have():
+    settings = {"teachers": {"own": {"backbone": "small"}, "deep": {"backbone": {"name": "r"}}}}
+    found = [record("direct", 0.5, teacher="own"), record("transfer", 0.5, teacher="deep")]
+    named = records.with_targets(found, settings)
+    assert [r.get("target") for r in named] == ["small", None]
+
+
+def test_the_best_of_a_column_is_marked_but_never_the_bound():
+    scores = {"direct": [0.5], "transfer": [0.6], "supervised": [0.9]}
+    rows = summary.compare(run_of(scores), ["knn"]).arms
+    assert {row.arm: row.cells[0].best for row in rows} == {
+        "direct": False,
+        "transfer": True,
+        "supervised": False,
+    }
+
+
+def test_the_verdict_says_whom_transfer_beats_equals_and_falls_behind():
+    wobble = [0.0, 0.001, -0.001]
+    means = {"transfer": 0.795, "direct": 0.724, "random": 0.741, "hog": 0.795, "supervised": 0.865}
+    scores = {arm: [m + (-1) ** i * w for w in wobble] for i, (arm, m) in enumerate(means.items())}
+    first, second = verdict.sentences(summary.compare(run_of(scores), ["knn"]))
+    assert first.startswith(
+        "On these images transfer beats direct by 7.1\u00a0±\u00a00.5 points of k-NN"
+    )
+    assert first.endswith("and random by 5.4\u00a0±\u00a00.0.")
+    assert "makes no clear difference to hog (0.0" in second
+    assert "falls behind supervised (all labels, the bound) by 7.0" in second
+
+
+def test_a_single_seed_beside_others_is_marked():
+    scores = {"transfer": [0.8, 0.81], "direct": [0.7, 0.7], "longer": [0.71]}
+    second = verdict.sentences(summary.compare(run_of(scores), ["knn"]))[1]
+    assert second.endswith("beats longer by 9.0 points of k-NN top-1 (one seed).")
+
+
+def test_one_seed_alone_gives_a_verdict_that_says_so():
+    comparison = summary.compare(run_of({"transfer": [0.8], "direct": [0.7]}), ["knn"])
+    assert verdict.sentences(comparison) == [
+        "On these images transfer beats direct by 10.0 points of k-NN top-1."
+    ]
+    assert "One seed" in verdict.scope(comparison)
+
+
+def test_without_an_arm_to_compare_with_the_verdict_says_so():
+    said = verdict.sentences(summary.compare(run_of({"transfer": [0.8]}), ["knn"]))
+    assert said == ["There is nothing to compare: the results hold no arm to compare it with."]
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_the_plain_table_is_never_wider_than_a_hundred_columns(num_labels, seeds):
+    found = []
+    for arm in summary.ARMS:
+        found += run_of({arm: [0.5] * seeds})
+        for labels in range(num_labels):
+            more = {"evaluation": "finetune", "labels_per_class": 10**labels}
+            found += run_of({arm: [0.123] * seeds}, **more)
+    comparison = summary.compare(found, ["knn"])
+    lines = verdict.plain_table(comparison.columns, comparison.arms).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("transfer") for line in lines) >= 1 + (num_labels > 8)
+    assert "\n".join(lines).count("12.3") == len(summary.ARMS) * num_labels
+
+
+def test_sorting_does_not_depend_on_the_order_of_the_input():
+    found = run_of({"direct": [0.1, 0.2], "hog": [0.3] * 12}) + list(layered([0.1, 0.2]))
+    found += [record("hog", 0.5, evaluation="finetune", labels_per_class=n) for n in (100, 20, 3)]
+    shuffled = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+    assert records.sort_records(shuffled) == records.sort_records(found)
+    numbers = [
+        r["labels_per_class"] for r in records.sort_records(found) if "labels_per_class" in r
+    ]
+    assert numbers == [3, 20, 100]
+
+
+def test_scores_on_different_images_are_refused():
+    with pytest.raises(DataError, match="a, b"):
+        records.sort_records([record("direct", 0.1, dataset=name) for name in "ab"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"value": 71.3}, {"value": "0.7"}, {"seed": None}, {"arm": None}]
+)
+def test_a_record_that_is_not_one_is_refused_with_its_file(tmp_path, change):
+    path = tmp_path / "knn.json"
+    path.write_text(json.dumps({"records": [record("direct", 0.5) | change]}))
+    with pytest.raises(DataError, match="knn.json"):
+        records.read_evaluation(path)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_round_few_and_inside(low, width):
+    found = charts.ticks(low, low + width)
+    slack = 1e-6 * max(width, abs(low))
+    assert 1 <= len(found) <= 9
+    assert all(low - slack <= tick <= low + width + slack for tick in found)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_names_at_the_ends_of_lines_do_not_overlap(ends):
+    series = [
+        charts.Series(f"n{i}", "one", [(1, y, None), (2, y, None)]) for i, y in enumerate(ends)
+    ]
+    drawn = charts.lines(series, "about", "epoch")
+    places = [float(part.split('"')[1]) for part in drawn.split(" y=")[1:] if ">n" in part[:80]]
+    assert len(places) == len(ends)
+    assert all(b - a > 14.9 for a, b in itertools.pairwise(sorted(places)))
+
+
+def test_charts_escape_every_name():
+    evil = '"><script>x</script>'
+    drawn = charts.whiskers([charts.Whisker(evil, evil, 1.0, 0.5, evil)], 2.0, evil)
+    drawn += charts.lines(
+        [charts.Series(evil, evil, [(1, 0.5, 0.1)])], evil, evil, level=(evil, 0.1)
+    )
+    drawn += charts.bars([(evil, 3.0, evil)], evil)
+    assert "<script" not in drawn and '"><' not in drawn.replace('"></', "")

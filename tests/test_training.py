@@ -1,0 +1,201 @@
+import dataclasses
+import json
+import math
+
+import crafted
+import numpy as np
+import pytest
+import torch
+
+from kt.core import model, training
+from kt.core.step import DataError
+
+RESIDUAL = {"name": "residual", "widths": [16, 32], "strides": [1, 2], "blocks": 1}
+
+
+def job(task, pixels, held_out=0, epochs=1, backbone=crafted.PLAIN, seed=0, **settings):
+    """A training on the images but for the last `held_out`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trunk = model.fresh(crafted.plugin(backbone), seed)
+        network = training.Network(trunk, task)
+    rows = torch.arange(len(pixels))
+    train, held = rows[: len(rows) - held_out], rows[len(rows) - held_out :]
+    return training.Job(
+        network, task, crafted.pack(pixels), train, held, crafted.training(**settings), epochs,
+        seed, "test",
+    )  # fmt: skip
+
+
+def labelled(pixels, labels, **more):
+    task = crafted.labelling(pixels.shape[-1], labels, crop=0.6, flip=0.5, hidden=8)
+    return job(task, pixels, **more)
+
+
+# ---------------------------------------------------------------------------- learning
+
+
+def test_a_tiny_teacher_solves_unseen_puzzles_far_above_chance():
+    pixels = crafted.scenes(768 + 128, 36)
+    task = crafted.jigsaw(36, len(pixels), permutations=16, tile_features=32, hidden=128)
+    records = training.train(job(task, pixels, 128, 10, RESIDUAL, batch=64, lr=0.003))
+    assert records[-1]["validation_top1"] > 0.5  # chance: .0625
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_puzzles_of_noise_cannot_be_solved():
+    # If they could, a label would leak through something else than the order of the tiles.
+    pixels = crafted.noise(256 + 128, 36)
+    task = crafted.jigsaw(36, len(pixels), permutations=16)
+    records = training.train(job(task, pixels, 128, 4, RESIDUAL, batch=64))
+    assert records[-1]["validation_top1"] < 0.25
+
+
+def test_labels_of_drawn_pictures_are_learned():
+    pixels, labels = crafted.discs(240, 16)
+    records = training.train(labelled(pixels, labels, held_out=60, epochs=15))
+    assert records[-1]["validation_top1"] > 0.9
+
+
+def test_dropout_and_smoothing_and_sgd_train_too():
+    pixels = crafted.scenes(64, 36)
+    task = crafted.jigsaw(36, 64, dropout=0.5)
+    settings = {"optimiser": "sgd", "label_smoothing": 0.1, "lr": 0.01, "schedule": "step"}
+    records = training.train(job(task, pixels, epochs=2, milestones=[0.5], **settings))
+    assert len(records) == 2 and math.isfinite(records[-1]["loss"])
+
+
+# ---------------------------------------------------------------------------- faults
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_images():
+    pixels, labels = crafted.discs(64, 16)
+    poisoned = labelled(pixels, labels)
+    poisoned.task.context = dataclasses.replace(
+        poisoned.task.context, std=torch.tensor([1.0, math.nan, 1.0])
+    )
+    with pytest.raises(DataError, match=r"loss is nan at step 1 .*'image-000"):
+        training.train(poisoned)
+
+
+def test_the_step_of_a_late_failure_is_named():
+    pixels, labels = crafted.discs(96, 16)
+    poisoned = labelled(pixels, labels, epochs=2)
+    batch, seen = poisoned.task.batch, []
+
+    def spoil(images, index, epoch):
+        seen.append(index)
+        views, true = batch(images, index, epoch)
+        return views * (math.inf if len(seen) == 5 else 1), true
+
+    poisoned.task.batch = spoil
+    with pytest.raises(DataError, match=r"at step 5 \(epoch 2") as caught:
+        training.train(poisoned)
+    assert all(poisoned.pack.keys[row] in str(caught.value) for row in seen[4].tolist())
+
+
+# ---------------------------------------------------------------------------- order and steps
+
+
+def batches_of(wanted) -> list[tuple[int, tuple]]:
+    """Trains and gives epoch and rows of every batch."""
+    seen, batch = [], wanted.task.batch
+
+    def spy(images, index, epoch):
+        seen.append((epoch, tuple(index.tolist())))
+        return batch(images, index, epoch)
+
+    wanted.task.batch = spy
+    training.train(wanted)
+    return seen
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    pixels, labels = crafted.discs(100, 12)
+
+    def order(seed):
+        task = crafted.labelling(12, labels, seed)
+        return batches_of(job(task, pixels, epochs=2, seed=seed))
+
+    one = order(0)
+    assert one == order(0) and one != order(1)
+    assert [epoch for epoch, _ in one] == [0, 0, 0, 1, 1, 1]
+    first = [row for epoch, rows in one if epoch == 0 for row in rows]
+    second = [row for epoch, rows in one if epoch == 1 for row in rows]
+    assert len(set(first)) == len(set(second)) == 96 and first != second
+
+
+def test_fewer_images_than_a_batch_still_make_a_step():
+    pixels, labels = crafted.discs(9, 12)
+    assert [len(rows) for _, rows in batches_of(job(crafted.labelling(12, labels), pixels))] == [9]
+
+
+def test_the_log_holds_one_line_per_epoch(tmp_path):
+    pixels, labels = crafted.discs(70, 12)
+    logged = dataclasses.replace(
+        labelled(pixels, labels, held_out=6, epochs=3), log=tmp_path / "log.jsonl"
+    )
+    records = training.train(logged)
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").open()] == records
+    assert [(row["epoch"], row["step"]) for row in records] == [(1, 2), (2, 4), (3, 6)]
+    assert all(0 <= row["validation_top1"] <= 1 for row in records)
+    assert not logged.network.training
+
+
+def test_validation_draws_never_change():
+    pixels = crafted.scenes(80, 36)
+    trained = job(crafted.jigsaw(36, 80), pixels, 40)
+    first, second = (
+        training.validate(trained.network, trained.task, trained.pack, trained.held_out, batch)
+        for batch in (32, 500)
+    )
+    assert first["validation_top1"] == second["validation_top1"]
+    assert first["validation_loss"] == pytest.approx(second["validation_loss"], rel=1e-5)
+
+
+def test_the_learning_rate_rises_and_falls_as_declared():
+    cosine = crafted.training(warmup=0.1)
+    found = [training.rate(step, 100, cosine) for step in range(100)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[10] == 1 and found[55] == pytest.approx(0.5)
+    assert all(before >= after for before, after in zip(found[10:], found[11:], strict=False))
+    assert 0 < found[99] < 0.001
+    steps = crafted.training(warmup=0.0, schedule="step", milestones=[0.5, 0.75])
+    found = [training.rate(step, 8, steps) for step in range(8)]
+    assert found == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_weight_decay_spares_biases_and_norms():
+    pixels, labels = crafted.discs(6, 12)
+    network = labelled(pixels, labels).network
+    optimiser = training._optimiser(
+        network, crafted.training(weight_decay=0.3), torch.device("cpu")
+    )
+    decayed, spared = (group["params"] for group in optimiser.param_groups)
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.3, 0.0]
+    assert all(weight.ndim > 1 for weight in decayed) and all(w.ndim == 1 for w in spared)
+    assert len(decayed) + len(spared) == len(list(network.parameters()))
+
+
+# ---------------------------------------------------------------------------- held-out rows
+
+
+def test_held_out_rows_are_chosen_by_key_and_disjoint():
+    keys = crafted.names(200)
+    shuffled = [keys[row] for row in np.random.default_rng(0).permutation(200)]
+    chosen = []
+    for names in (keys, shuffled):
+        pack = crafted.pack(np.zeros((200, 3, 2, 2), np.uint8), names)
+        train, held = training.hold_out(pack, 0.1, 1000)
+        assert sorted(torch.cat([train, held]).tolist()) == list(range(200))
+        assert len(held) == 20
+        chosen.append({names[row] for row in held})
+    assert chosen[0] == chosen[1]
+    assert len(training.hold_out(pack, 0.5, 7)[1]) == 7
+
+
+def test_multiply_adds_are_those_counted_by_hand():
+    pixels, labels = crafted.discs(6, 12)
+    one = job(crafted.labelling(12, labels), pixels)
+    by_hand = 6 * 6 * 8 * 27 + 3 * 3 * 16 * 72 + 16 * 3
+    assert training.multiply_adds(one.network, one.task) == by_hand
