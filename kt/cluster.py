@@ -21,6 +21,7 @@ from kt.core import images, step, table
 from kt.core.step import ConfigError, DataError
 from kt.features import check_finite
 
+RESTART = 15486557  # between the seeds of two restarts, as faiss has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +133,25 @@ def kmeans(
         seed: Of the initial centroids.
 
     Returns:
-        (k, E) float32 centroids and the objective after each iteration, (iterations,) float64:
-        the sum of squared distances, or of inner products if spherical.
+        (k, E) float32 centroids and the objective before each update of the best run, float64, at
+        most `iterations` of them (faiss ends where nothing changes any more): the sum of squared
+        distances, or of inner products if spherical.
     """
     import faiss
 
-    model = faiss.Kmeans(
-        rows.shape[1], k, niter=iterations, nredo=redo, spherical=spherical, seed=seed,
-        max_points_per_centroid=len(rows), min_points_per_centroid=1,
-    )  # fmt: skip
-    model.train(rows)
-    return model.centroids, np.asarray(model.obj, np.float64)
+    def run(number: int):
+        model = faiss.Kmeans(
+            rows.shape[1], k, niter=iterations, spherical=spherical,
+            seed=(seed + number * RESTART) % 2**31,
+            max_points_per_centroid=len(rows), min_points_per_centroid=1,
+        )  # fmt: skip
+        model.train(rows)
+        return model
+
+    # Not by faiss's own restarts, which give the objectives of all of them in one row.
+    runs = [run(number) for number in range(redo)]
+    best = (max if spherical else min)(runs, key=lambda model: model.obj[-1])
+    return best.centroids, np.asarray(best.obj, np.float64)
 
 
 def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

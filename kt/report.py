@@ -1,4 +1,4 @@
-"""Gathers all records and writes the report: one page that works offline, and the numbers in it.
+r"""Gathers all records and writes the report: one page that works offline, and the numbers in it.
 
 Reads evaluations, models, puzzles, the data report and one set of pseudo-labels; writes
 `metrics.json`, `metrics.csv`, `index.html` and `summary.txt`. Whatever is not given is left out.
@@ -170,7 +170,7 @@ def step_seconds(models, origins, data) -> list[tuple[str, float]]:
     for origin in origins:
         name = f"evaluate: {origin['evaluation']}"
         total[name] = total.get(name, 0.0) + origin.get("seconds", 0.0)
-    return sorted(((n, s) for n, s in total.items() if s > 0), key=lambda row: -row[1])
+    return sorted(((n, s) for n, s in total.items() if s > 0), key=lambda row: (-row[1], row[0]))
 
 
 # ---------------------------------------------------------------------------- writing
@@ -216,21 +216,7 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
         "spread": verdict.spread,
         "whole": verdict.whole,
     }
-    views = [
-        {
-            "comparison": comparison,
-            "sentences": verdict.sentences(comparison),
-            "scope": verdict.scope(comparison),
-            "score_name": verdict.SCORES[comparison.rule],
-            "rule": verdict.RULES[comparison.rule],
-            "heads": [verdict.title(column) for column in comparison.columns],
-            "backbone": backbone_file(comparison, facts["models"]),
-            "differences": figures.differences(comparison),
-            "labels": figures.label_curves(comparison),
-            "training": figures.target_curves(facts["models"], comparison),
-        }
-        for comparison in comparisons
-    ]
+    views = [_view(comparison, facts["models"]) for comparison in comparisons]
     return environment.get_template("report.html.j2").render(
         views=views,
         records=records,
@@ -246,6 +232,22 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
         version=step.provenance()["version"],
         **{name: facts[name] for name in ("puzzles", "gallery", "clusters", "data")},
     )
+
+
+def _view(comparison, models) -> dict[str, Any]:
+    """Gives what the page shows of one target."""
+    return {
+        "comparison": comparison,
+        "sentences": verdict.sentences(comparison),
+        "scope": verdict.scope(comparison),
+        "score_name": verdict.SCORES[comparison.rule],
+        "rule": verdict.RULES[comparison.rule],
+        "heads": [verdict.title(column) for column in comparison.columns],
+        "backbone": backbone_file(comparison, models),
+        "differences": figures.differences(comparison),
+        "labels": figures.label_curves(comparison),
+        "training": figures.target_curves(models, comparison),
+    }
 
 
 def _split_fields(reports: Sequence[dict[str, Any]]) -> list[str]:

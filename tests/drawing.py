@@ -24,6 +24,21 @@ def picture(label: int, number: int, size: int = 32) -> np.ndarray:
     return np.where(disc[..., None], COLOURS[label], ground).astype(np.uint8)
 
 
+def pattern(label: int, number: int, size: int = 32) -> np.ndarray:
+    """Draws stripes, rings or checks with noise, in a colour that tells nothing: (S, S, 3) uint8."""
+    random = np.random.default_rng([label, number])
+    rows, columns = np.mgrid[:size, :size]
+    period = random.uniform(5, 9)
+    top, left = random.uniform(0, size, 2)
+    down, across = (
+        (place + shift) * 2 * np.pi / period for place, shift in ((rows, top), (columns, left))
+    )
+    rings = np.hypot(rows - top, columns - left) * 2 * np.pi / period
+    wave = (np.sin(across), np.sin(rings), np.sin(across) * np.sin(down))[label]
+    colour, noise = random.uniform(60, 120, 3), random.normal(0, 12, (size, size, 3))
+    return (128 + wave[..., None] * colour + noise).clip(0, 255).astype(np.uint8)
+
+
 def label_of(image: np.ndarray) -> int:
     """Reads the class back from packed pixels (3, S, S)."""
     centre = image.shape[-1] // 2
@@ -39,11 +54,11 @@ def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def tree(unlabelled: int = 12, train: int = 4, test: int = 4, size: int = 32) -> dict[str, bytes]:
+def tree(unlabelled: int = 12, train: int = 4, test: int = 4, size: int = 32, draw=picture):
     """Draws a data set: names below the root to bytes of PNGs, so many images of each class."""
     counts = {"train-unlabelled": unlabelled, "train": train, "test": test}
     return {
-        f"{split}/{name}/{number:03d}.png": encoded(picture(label, 1000 * place + number, size))
+        f"{split}/{name}/{number:03d}.png": encoded(draw(label, 1000 * place + number, size))
         for place, (split, count) in enumerate(counts.items())
         for label, name in enumerate(CLASSES)
         for number in range(count)

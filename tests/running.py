@@ -26,7 +26,7 @@ def run(*command, cwd: Path = ROOT, **more) -> subprocess.CompletedProcess:
     """Runs a command to its end; both streams are kept as text."""
     command = [str(part) for part in command]
     return subprocess.run(
-        command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=280, **more
+        command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=800, **more
     )
 
 

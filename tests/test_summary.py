@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -266,11 +267,13 @@ def test_names_at_the_ends_of_lines_do_not_overlap(ends):
     assert all(b - a > 14.9 for a, b in itertools.pairwise(sorted(places)))
 
 
-def test_charts_escape_every_name():
+def test_charts_are_well_formed_and_escape_every_name():
     evil = '"><script>x</script>'
-    drawn = charts.whiskers([charts.Whisker(evil, evil, 1.0, 0.5, evil)], 2.0, evil)
-    drawn += charts.lines(
-        [charts.Series(evil, evil, [(1, 0.5, 0.1)])], evil, evil, level=(evil, 0.1)
-    )
-    drawn += charts.bars([(evil, 3.0, evil)], evil)
-    assert "<script" not in drawn and '"><' not in drawn.replace('"></', "")
+    for drawn in (
+        charts.whiskers([charts.Whisker(evil, evil, 1.0, 0.5, evil)], 2.0, evil),
+        charts.lines([charts.Series(evil, evil, [(1, 0.5, 0.1)])], evil, evil, level=(evil, 0.1)),
+        charts.bars([(evil, 3.0, evil)], evil),
+    ):
+        root = ElementTree.fromstring(drawn)
+        assert root.attrib["aria-label"] == evil
+        assert "script" not in {element.tag for element in root.iter()}

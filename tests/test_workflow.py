@@ -16,7 +16,7 @@ from running import jobs, output, overlay, run, workflow
 import kt
 from kt.core import table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ARMS = {"random", "direct", "transfer", "untrained", "hog", "supervised", "longer"}
 METRICS = {
@@ -26,21 +26,13 @@ METRICS = {
     "clusters": {"nmi", "purity"},
 }
 LAYERS = ("deep/block2", "hog/hog", "untrained/block2")
-# One network and what follows from it, without labels; long enough to be killed in mid-training.
-BRIEF = {
-    "teachers": {name: None for name in ("own", "longer", "untrained", "random", "hog")}
-    | {"deep": {"training": {"epochs": 40}}},
-    "targets": {"small": {"supervised": False, "training": {"epochs": 40}}},
-    "evaluations": {"finetune": None},
-}
-HOSTILE = "my pictures' \"$(touch pwned)\" `touch pwned`; touch pwned &"
 
 
 @pytest.fixture(scope="session")
 def full(tmp_path_factory):
     """A finished run with every arm: pictures/ and results/ below one folder."""
     folder = tmp_path_factory.mktemp("full")
-    drawing.write_folder(drawing.tree(40, 20, 20), folder / "pictures")
+    drawing.write_folder(drawing.tree(40, 20, 20, draw=drawing.pattern), folder / "pictures")
     done = workflow(folder, folder / "pictures")
     assert done.returncode == 0, output(done)
     return folder
@@ -181,12 +173,11 @@ def test_more_seeds_add_jobs_and_repeat_only_the_judging(full):
 
 def test_a_printed_command_runs_by_hand_and_gives_the_same_table(full, tmp_path):
     copy = shutil.copytree(full, tmp_path / "copy")
-    forced = ("--force", "--force-use-threads")[:1]
     for place in (
         "results/clusters/deep/block2/images/k4.h5",
         "results/pseudo_labels/deep/block2/images/k4/images-train-unlabelled.h5",
     ):
-        shown = output(again(copy, "-n", "-p", *forced, place))
+        shown = output(again(copy, "-n", "-p", "--force", place))
         lines = re.findall(r"^\s*(python -m kt\.(?:cluster|pseudo_labels) .*)$", shown, re.MULTILINE)
         assert len(lines) == 1, shown
         before = table.digest(copy / place)

@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kt.config import Count, Settings
-from kt.core.step import ConfigError
+
+
+def one_stride_per_width(options):
+    """Gives the options back, or raises ValueError if the two lists are not equally long."""
+    if len(options.widths) != len(options.strides):
+        raise ValueError(
+            f"strides: expected one for each of the {len(options.widths)} widths, found "
+            f"{len(options.strides)}"
+        )
+    return options
 
 
 class Options(Settings):
@@ -18,6 +27,7 @@ class Options(Settings):
 
     widths: Annotated[list[Count], Field(min_length=1, description="channels of each convolution")]
     strides: Annotated[list[Count], Field(min_length=1, description="step of each convolution, pixels")]
+    _lengths = model_validator(mode="after")(one_stride_per_width)
 
 
 def layers(options: Options) -> list[str]:
@@ -26,14 +36,9 @@ def layers(options: Options) -> list[str]:
 
 
 def stages(options: Options) -> dict:
-    """Gives the stages in order, He-initialised.
-
-    Raises:
-        ConfigError: Not one stride per width.
-    """
+    """Gives the stages in order, He-initialised."""
     from torch import nn
 
-    one_stride_per_width(options.widths, options.strides)
     found, channels = {}, 3
     for number, (width, stride) in enumerate(zip(options.widths, options.strides, strict=True), 1):
         conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
@@ -41,12 +46,3 @@ def stages(options: Options) -> dict:
         found[f"conv{number}"] = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         channels = width
     return found
-
-
-def one_stride_per_width(widths: list[int], strides: list[int]) -> None:
-    """Raises ConfigError if the two lists are not equally long."""
-    if len(widths) != len(strides):
-        raise ConfigError(
-            f"backbone.strides: expected one for each of the {len(widths)} widths, found "
-            f"{len(strides)}"
-        )

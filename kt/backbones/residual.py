@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kt.backbones.plain import one_stride_per_width
 from kt.config import Count, Settings
@@ -20,6 +20,7 @@ class Options(Settings):
     widths: Annotated[list[Count], Field(min_length=1, description="channels of each stage")]
     strides: Annotated[list[Count], Field(min_length=1, description="step of each stage, pixels")]
     blocks: Annotated[Count, Field(description="residual blocks in each stage")]
+    _lengths = model_validator(mode="after")(one_stride_per_width)
 
 
 def layers(options: Options) -> list[str]:
@@ -28,12 +29,7 @@ def layers(options: Options) -> list[str]:
 
 
 def stages(options: Options) -> dict:
-    """Gives the stages in order, He-initialised.
-
-    Raises:
-        ConfigError: Not one stride per width.
-    """
-    one_stride_per_width(options.widths, options.strides)
+    """Gives the stages in order, He-initialised."""
     from torch import nn
 
     from kt.core.backbone import Residual

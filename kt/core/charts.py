@@ -13,6 +13,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 WIDTH, NARROW = 420, 330  # of the drawing; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 34, WIDTH - 108, 10, 220  # the plane of `lines`
 LINE = 24  # height of one row of a chart with rows
 
 
@@ -95,25 +96,29 @@ def lines(
     xs = sorted({point[0] for point in points})
     low, high = 100 * max(0.0, min(values)), 100 * max(values)
     margin = 0.06 * (high - low) or 1.0
-    left, right, top, bottom = 34, WIDTH - 108, 10, 220
-    y = _scale(max(0.0, low - margin), high + margin, bottom, top)
+    y = _scale(max(0.0, low - margin), high + margin, BOTTOM, TOP)
     place = math.log if logarithmic else float
-    x = _scale(place(xs[0]), place(xs[-1]), left + 8, right - 6)
+    x = _scale(place(xs[0]), place(xs[-1]), LEFT + 8, RIGHT - 6)
     marks = xs if logarithmic or len(xs) < 4 else _whole(ticks(xs[0], xs[-1]))
-    parts = [_line(left, y(t), right, y(t), "grid") for t in ticks(low, high)]
-    parts += [_text(left - 6, y(t) + 4, _number(t), "end", "tick") for t in ticks(low, high)]
-    parts += [_text(x(place(t)), bottom + 16, _number(t), "middle", "tick") for t in marks]
-    parts.append(_text((left + right) / 2, bottom + 34, x_name, "middle", "tick"))
+    parts = _axes([(x(place(t)), t) for t in marks], [(y(t), t) for t in ticks(low, high)], x_name)
     if level:
-        parts.append(_line(left, y(100 * level[1]), right, y(100 * level[1]), "level"))
+        parts.append(_line(LEFT, y(100 * level[1]), RIGHT, y(100 * level[1]), "level"))
     ends = [(level[0], "muted", y(100 * level[1]))] if level else []
     for one in series:
         places = [(x(place(a)), y(100 * b), half) for a, b, half in one.points]
         scale = abs(y(0) - y(100))
         parts += _curve(one.colour, places, scale)
         ends.append((one.name, one.colour, places[-1][1]))
-    parts += _end_names(ends, right + 4, top, bottom)
-    return _svg(bottom + 40, about, parts)
+    parts += _end_names(ends, RIGHT + 4, TOP, BOTTOM)
+    return _svg(BOTTOM + 40, about, parts)
+
+
+def _axes(across: list[tuple], up: list[tuple], x_name: str) -> list[Markup]:
+    """Draws grid and ticks from (place, value) of each tick."""
+    parts = [_line(LEFT, py, RIGHT, py, "grid") for py, _ in up]
+    parts += [_text(LEFT - 6, py + 4, _number(value), "end", "tick") for py, value in up]
+    parts += [_text(px, BOTTOM + 16, _number(value), "middle", "tick") for px, value in across]
+    return [*parts, _text((LEFT + RIGHT) / 2, BOTTOM + 34, x_name, "middle", "tick")]
 
 
 def _curve(colour: str, places: list[tuple], scale: float) -> list[Markup]:

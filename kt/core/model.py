@@ -63,11 +63,9 @@ def describe(path: Path) -> dict:
         DataError: It is missing or not a model of this project.
     """
     content = step.read_json(_folder(path) / "model.json")
-    if (
-        not isinstance(content, dict)
-        or content.get("format") != FORMAT
-        or content.get("version") != 1
-    ):
+    fields = content if isinstance(content, dict) else {}
+    whole = {"backbone", "digest"} <= fields.keys()
+    if (fields.get("format"), fields.get("version")) != (FORMAT, 1) or not whole:
         raise DataError(f"{path}: expected a model.json of format {FORMAT} version 1")
     return content
 

@@ -160,11 +160,7 @@ def gallery(path: Path, pack: Pack, labels: Labels | None) -> dict[str, list[Clu
     Raises:
         DataError: Keys do not fit.
     """
-    arrays = {"clusters": 1, "distances": 1, "labels": 1, "keys": 1}
-    with table.read(path, "pseudo_labels", arrays) as file:
-        kept = file["labels"][...] >= 0
-        clusters, distances = file["clusters"][...][kept], file["distances"][...][kept]
-        keys = [key for key, keep in zip(table.strings(file, "keys"), kept, strict=True) if keep]
+    clusters, distances, keys = _assigned(path)
     if not keys:
         return {}
     rows = rows_of(pack.keys, keys, str(pack.path))
@@ -192,6 +188,15 @@ def gallery(path: Path, pack: Pack, labels: Labels | None) -> dict[str, list[Clu
     return {
         head: list(map(describe, group)) for head, group in zip(heads, groups, strict=True) if group
     }
+
+
+def _assigned(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Reads clusters (N,), distances (N,) and keys of the images that were not left out."""
+    arrays = {"clusters": 1, "distances": 1, "labels": 1, "keys": 1}
+    with table.read(path, "pseudo_labels", arrays) as file:
+        kept = file["labels"][...] >= 0
+        keys = [key for key, keep in zip(table.strings(file, "keys"), kept, strict=True) if keep]
+        return file["clusters"][...][kept], file["distances"][...][kept], keys
 
 
 def interesting(sizes: np.ndarray, quality: np.ndarray) -> tuple[list[int], list[int], list[int]]:

@@ -108,7 +108,12 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
         ) from error
     with file:
         _check(file, path, format, arrays)
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            if error.errno is not None:  # the system's, not HDF5's
+                raise
+            raise DataError(f"{path} is damaged ({error}); remove it and run again") from error
 
 
 def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> None:

@@ -1,0 +1,222 @@
+import argparse
+
+import crafted
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kt import cluster
+from kt.core.step import ConfigError, DataError
+
+
+def gaussians(number: int, dimensions: int, seed: int = 0, spread: float = 1.0) -> np.ndarray:
+    """Correlated features with a mean, (N, D) float32."""
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(dimensions, dimensions))
+    rows = random.normal(size=(number, dimensions)) @ mixing * spread + random.normal(size=dimensions)
+    return rows.astype(np.float32)
+
+
+def blobs(number: int, centres: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Blobs far apart: (N, 5) float32 and the blob of each row."""
+    random = np.random.default_rng(seed)
+    places = random.normal(size=(centres, 5)) * 30
+    labels = np.arange(number) % centres
+    return (places[labels] + random.normal(0, 0.1, (number, 5))).astype(np.float32), labels
+
+
+def fitted(rows, k, iterations=20, redo=1, spherical=False, seed=0):
+    return cluster.kmeans(rows, k, iterations, redo, spherical, seed)
+
+
+def same_partition(one, two) -> bool:
+    pairs = set(zip(one.tolist(), two.tolist(), strict=True))
+    return len(pairs) == len(set(one.tolist())) == len(set(two.tolist()))
+
+
+def run(path, features, keys, k=3, seed=0, **changes):
+    """Runs the step; gives centroids, sizes, transform and the table's path."""
+    written = crafted.write_features(path / "features.h5", features, keys)
+    output = path / "clusters.h5"
+    cluster.run(
+        argparse.Namespace(
+            features=written, k=k, settings=crafted.clustering(**changes), seed=seed, output=output
+        )
+    )
+    return *cluster.read_clusters(output), output
+
+
+# ---------------------------------------------------------------------------- k-means
+
+
+@given(st.integers(2, 12), st.integers(0, 100), st.sampled_from([1, 3]))
+@settings(max_examples=15, deadline=None)
+def test_the_objective_never_rises(k, seed, redo):
+    _, objective = fitted(gaussians(150, 6, seed), k, redo=redo, seed=seed)
+    assert 1 <= len(objective) <= 20  # fewer where nothing changes any more
+    assert (np.diff(objective) <= 1e-5 * objective[0]).all()
+
+
+def test_the_objective_is_the_sum_of_squared_distances_to_the_centroids():
+    rows = gaussians(200, 4)
+    centroids, objective = fitted(rows, 5, iterations=60)
+    nearest, distances = cluster.assign(rows, centroids)
+    slow = ((rows.astype(np.float64)[:, None] - centroids) ** 2).sum(2)
+    assert np.array_equal(nearest, slow.argmin(1))
+    assert np.allclose(distances, slow.min(1), rtol=1e-3, atol=1e-3)
+    assert objective[-1] == pytest.approx(slow.min(1).sum(), rel=1e-3)
+    means = np.stack([rows[nearest == label].mean(0) for label in range(5)])
+    assert np.allclose(centroids, means, atol=1e-2)
+
+
+def test_as_many_clusters_as_images_leave_no_distance():
+    rows = gaussians(30, 4)
+    centroids, _ = fitted(rows, 30)
+    nearest, distances = cluster.assign(rows, centroids)
+    assert len(set(nearest.tolist())) == 30
+    assert distances.max() < 1e-3
+
+
+def test_separated_blobs_are_found_as_scikit_learn_finds_them():
+    from sklearn.cluster import KMeans
+
+    rows, labels = blobs(240, 6)
+    centroids, objective = fitted(rows, 6, redo=10)
+    nearest, _ = cluster.assign(rows, centroids)
+    peer = KMeans(6, n_init=10, random_state=0).fit(rows)
+    assert same_partition(nearest, labels)
+    assert same_partition(nearest, peer.labels_)
+    assert objective[-1] == pytest.approx(peer.inertia_, rel=1e-2)
+
+
+def test_spherical_centroids_have_unit_length_and_take_the_largest_cosine():
+    rows = cluster.project(
+        gaussians(200, 6), cluster.Transform(np.zeros(6, np.float32), None, True)
+    )
+    centroids, objective = fitted(rows, 7, spherical=True)
+    assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
+    nearest, _ = cluster.assign(rows, centroids)
+    assert np.array_equal(nearest, (rows @ centroids.T).argmax(1))
+    assert (np.diff(objective) >= -1e-4 * abs(objective[0])).all()  # of inner products: it rises
+
+
+def test_the_seed_decides_the_result():
+    rows = gaussians(300, 6)
+    one, again, other = (fitted(rows, 9, seed=seed)[0] for seed in (4, 4, 5))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+# ---------------------------------------------------------------------------- transform
+
+
+def test_whitened_components_have_unit_variance_and_no_correlation():
+    rows = gaussians(500, 10, spread=30)
+    settings_ = crafted.clustering(pca=6, whiten=True)
+    found = cluster.project(rows, cluster.fit_transform(rows, settings_))
+    assert found.shape == (500, 6) and found.dtype == np.float32
+    assert np.abs(found.mean(0)).max() < 1e-3
+    assert np.allclose(np.cov(found.T), np.eye(6), atol=1e-2)
+
+
+def test_principal_components_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    rows = gaussians(300, 8)
+    peer = PCA(3).fit(rows)
+    found = cluster.project(rows, cluster.fit_transform(rows, crafted.clustering(pca=3)))
+    assert np.allclose(np.abs(found), np.abs(peer.transform(rows)), atol=1e-2)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("pca, whiten", [(None, False), (4, False), (4, True)])
+@pytest.mark.parametrize("l2", [True, False])
+def test_projecting_equals_a_float64_reference(centre, pca, whiten, l2):
+    rows = gaussians(120, 7)
+    transform = cluster.fit_transform(
+        rows, crafted.clustering(centre=centre, pca=pca, whiten=whiten, l2=l2)
+    )
+    slow = rows.astype(np.float64) - (rows.astype(np.float64).mean(0) if centre or pca else 0)
+    if pca:
+        slow = slow @ transform.projection.astype(np.float64)
+        assert transform.projection.shape == (7, 4)
+    if l2:
+        slow = slow / np.linalg.norm(slow, axis=1, keepdims=True)
+    assert np.allclose(cluster.project(rows, transform), slow, atol=1e-4)
+    assert np.allclose(cluster.project(rows[2:3], transform), slow[2:3], atol=1e-4)
+
+
+def test_components_without_variance_are_left_out(caplog):
+    rows = np.concatenate([gaussians(60, 3), np.ones((60, 4), np.float32)], 1)
+    with caplog.at_level("INFO", "kt"):
+        transform = cluster.fit_transform(rows, crafted.clustering(pca=6, whiten=True))
+    assert transform.projection.shape == (7, 3)
+    assert "3 components kept, pca asked for 6" in caplog.text
+    assert np.abs(cluster.project(rows, transform)).max() < 10
+
+
+def test_a_row_at_the_mean_stays_finite_when_scaled_to_unit_length():
+    rows = gaussians(20, 4)
+    transform = cluster.fit_transform(rows, crafted.clustering(l2=True))
+    found = cluster.project(transform.mean[None], transform)
+    assert np.isfinite(found).all() and np.abs(found).max() == 0
+
+
+# ---------------------------------------------------------------------------- the step
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path):
+    features, keys = gaussians(90, 5), crafted.names(90)
+    shuffle = np.random.default_rng(1).permutation(90)
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = run(one, features, keys, k=7, pca=3, whiten=True, l2=True)
+    second = run(two, features[shuffle], [keys[row] for row in shuffle], k=7, pca=3, whiten=True, l2=True)
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert np.array_equal(first[2].projection, second[2].projection)
+
+
+def test_the_table_says_sizes_objective_and_settings(tmp_path):
+    rows, labels = blobs(60, 3)
+    centroids, sizes, transform, path = run(tmp_path, rows, crafted.names(60), redo=5)
+    assert sizes.tolist() == [20, 20, 20] and centroids.shape == (3, 5)
+    assert transform.projection is None and not transform.l2
+    assert np.allclose(transform.mean, rows.mean(0), atol=1e-3)
+    with h5py.File(path) as file:
+        assert np.diff(file["objective"]).max(initial=0) <= 0
+        assert '"k": 3' in file.attrs["config"] and '"seed": 0' in file.attrs["config"]
+
+
+def test_more_clusters_than_images_are_refused_with_both_numbers(tmp_path):
+    with pytest.raises(ConfigError, match="k = 9 is more than the 8 images"):
+        run(tmp_path, gaussians(8, 3), crafted.names(8), k=9)
+    assert not (tmp_path / "clusters.h5").exists()
+
+
+def test_features_that_are_all_the_same_are_refused(tmp_path):
+    with pytest.raises(DataError, match="all 8 rows of the features are the same"):
+        run(tmp_path, np.ones((8, 3)), crafted.names(8))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_is_named_by_its_key(tmp_path, value):
+    features = gaussians(20, 3)
+    features[13, 1] = value
+    shuffle = np.random.default_rng(0).permutation(20)
+    keys = crafted.names(20)
+    with pytest.raises(DataError, match="1 images are not finite, among them 'image-00013'"):
+        run(tmp_path, features[shuffle], [keys[row] for row in shuffle])
+
+
+def test_fewer_distinct_rows_than_clusters_leave_empty_ones_and_say_so(tmp_path, caplog):
+    rows = np.repeat(gaussians(3, 4), 10, 0)
+    with caplog.at_level("INFO", "kt"):
+        _, sizes, _, _ = run(tmp_path, rows, crafted.names(30), k=8)
+    empty = int((sizes == 0).sum())
+    assert sizes.sum() == 30 and empty >= 5
+    assert f"{empty} of 8 clusters are empty and get no label" in caplog.text
+
+
+def test_keys_that_repeat_are_refused(tmp_path):
+    with pytest.raises(DataError, match="1 keys are repeated"):
+        run(tmp_path, gaussians(4, 3), ["a", "b", "b", "c"], k=2)

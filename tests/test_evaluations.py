@@ -1,0 +1,362 @@
+import argparse
+import dataclasses
+import json
+import math
+
+import crafted
+import numpy as np
+import pytest
+import torch
+
+from kt import config, evaluate
+from kt.core import judge, model, table
+from kt.core.step import ConfigError, DataError
+from kt.evaluations import clusters, finetune, knn, linear
+
+KNN = {"neighbours": 5, "temperature": 0.07, "map": 1}
+LINEAR = {"map": 2, "penalties": [0.01, 0.1], "iterations": 30}
+FINETUNE = {
+    "labels_per_class": [3], "images": 240, "task": crafted.LABELS | {"flip": 0.5},
+    "training": crafted.TRAINING | {"batch": 9, "lr": 0.003},
+}  # fmt: skip
+CLUSTERS = {
+    "iterations": 10, "view_clusters": 4, "view_images": 30,
+    "task": crafted.LABELS | {"crop": 0.6, "flip": 0.5},
+}  # fmt: skip
+ALL = {"knn": KNN, "linear": LINEAR, "finetune": FINETUNE, "clusters": CLUSTERS}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return crafted.data()
+
+
+@pytest.fixture
+def backbone():
+    return model.fresh(crafted.plugin(crafted.PLAIN), 0).eval()
+
+
+def value(records, metric, **fields):
+    found = [
+        record["value"]
+        for record in records
+        if record["metric"] == metric and fields.items() <= record.items()
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def unit(number, dimensions, seed):
+    rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(number, dimensions)))
+    return torch.nn.functional.normalize(rows.float())
+
+
+# ---------------------------------------------------------------------------- k-NN
+
+
+def slow_vote(query, train, labels, k, temperature):
+    """One query at a time, in float64."""
+    cosines = [float(np.dot(query, row)) for row in train]
+    nearest = sorted(range(len(train)), key=lambda row: -cosines[row])[:k]
+    votes = {}
+    for row in nearest:
+        votes[labels[row]] = votes.get(labels[row], 0) + math.exp(cosines[row] / temperature)
+    return max(votes, key=votes.get)
+
+
+@pytest.mark.parametrize("neighbours, temperature", [(1, 0.07), (7, 0.07), (20, 0.5), (500, 0.1)])
+def test_knn_agrees_with_a_slow_reference_and_scikit_learn(neighbours, temperature):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, queries = unit(90, 6, 0), unit(60, 6, 1)
+    labels = torch.arange(90) % 4
+    options = knn.Options(neighbours=neighbours, temperature=temperature, map=1)
+    found = knn.vote(queries, train, labels, 4, options).tolist()
+    doubles = train.double().numpy(), labels.tolist()
+    slow = [slow_vote(q, *doubles, neighbours, temperature) for q in queries.double().numpy()]
+    assert found == slow
+    peer = KNeighborsClassifier(
+        min(neighbours, 90), metric="cosine", weights=lambda d: np.exp((1 - d) / temperature)
+    ).fit(train, labels)
+    assert found == peer.predict(queries).tolist()
+
+
+def test_a_tiny_temperature_is_the_nearest_neighbour_and_stays_finite():
+    train, queries, labels = unit(50, 4, 0), unit(30, 4, 1), torch.arange(50) % 5
+    options = knn.Options(neighbours=50, temperature=1e-4, map=1)
+    nearest = labels[(queries @ train.T).argmax(1)]
+    assert torch.equal(knn.vote(queries, train, labels, 5, options), nearest)
+
+
+# ---------------------------------------------------------------------------- linear probe
+
+
+@pytest.mark.parametrize("penalty", [0.003, 0.3])
+def test_the_linear_probe_finds_scikit_learns_optimum(penalty):
+    from sklearn.linear_model import LogisticRegression
+
+    random = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    rows = random.normal(size=(120, 5)) + 0.7 * np.eye(5)[labels]
+    # scikit-learn: C * sum of losses + half the squared weights.
+    peer = LogisticRegression(C=1 / (penalty * 120), tol=1e-8, max_iter=5000).fit(rows, labels)
+    weights = linear.fit(
+        torch.from_numpy(rows).float(), torch.from_numpy(labels), torch.zeros(6, 3), penalty, 200
+    )
+    assert np.allclose(weights[:-1].T, peer.coef_, atol=5e-3)
+    bias = weights[-1] - weights[-1].mean()
+    assert np.allclose(bias, peer.intercept_ - peer.intercept_.mean(), atol=5e-3)
+    found = linear.predict(torch.from_numpy(rows).float(), weights)
+    assert (found.numpy() == peer.predict(rows)).mean() > 0.99
+
+
+def test_the_linear_probe_tells_all_layers_and_learns_easy_classes(backbone, data):
+    found = linear.evaluate(backbone, data, linear.Options(**LINEAR), 0)
+    for layer in backbone.layers:
+        assert value(found, "top1", layer=layer) > 0.9
+        assert 0 <= value(found, "validation_top1", layer=layer) <= 1
+
+
+def test_the_penalty_is_chosen_without_test_labels(backbone, data, monkeypatch):
+    chosen, fit = [], linear.fit
+
+    def spy(rows, labels, start, penalty, iterations):
+        chosen.append((len(rows), penalty))
+        return fit(rows, labels, start, penalty, iterations)
+
+    monkeypatch.setattr(linear, "fit", spy)
+    outcomes = []
+    for test_labels in (data.test.labels, (data.test.labels + 1) % 3):
+        chosen.clear()
+        changed = dataclasses.replace(data, test=judge.Split(data.test.pack, test_labels))
+        linear.evaluate(backbone, changed, linear.Options(**LINEAR), 0)
+        outcomes.append(list(chosen))
+    assert outcomes[0] == outcomes[1]
+    # Two candidates on the kept part, then all of train, for each of two layers.
+    assert [number for number, _ in outcomes[0]] == [24, 24, 30] * 2
+
+
+# ---------------------------------------------------------------------------- scores
+
+
+def labellings(seed, number=200):
+    random = np.random.default_rng(seed)
+    one = random.integers(0, 7, number)
+    return one, np.where(random.random(number) < 0.5, one % 4, random.integers(0, 4, number))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nmi_and_purity_agree_with_scikit_learn(seed):
+    from sklearn import metrics
+
+    one, two = labellings(seed)
+    expected = metrics.normalized_mutual_info_score(two, one)
+    assert judge.nmi(one, two) == pytest.approx(expected, abs=1e-9)
+    matrix = metrics.cluster.contingency_matrix(two, one)
+    assert judge.purity(one, two) == pytest.approx(matrix.max(0).sum() / len(one))
+    assert judge.nmi(one, two) == pytest.approx(judge.nmi(two, one))
+
+
+def test_nmi_knows_its_extremes():
+    one = np.arange(60) % 6
+    assert judge.nmi(one, (one + 2) % 6) == pytest.approx(1)
+    assert judge.nmi(one, np.zeros(60, np.int64)) == pytest.approx(0, abs=1e-12)
+    assert judge.nmi(np.zeros(60, np.int64), np.zeros(60, np.int64)) == 1
+    assert judge.purity(one, one % 2) == 1 and judge.purity(one % 1, one) == pytest.approx(1 / 6)
+
+
+def test_mean_class_accuracy_weighs_every_class_alike():
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    found = judge.scores(torch.zeros(10, dtype=torch.int64), labels)
+    assert found == {"top1": pytest.approx(0.8), "mean_class_accuracy": pytest.approx(0.5)}
+
+
+def test_held_out_labels_are_stratified_disjoint_and_chosen_by_key():
+    keys = crafted.names(61)
+    labels = torch.tensor([0] * 40 + [1] * 18 + [2] * 2 + [3])
+    shuffle = torch.randperm(61, generator=torch.Generator().manual_seed(0))
+    chosen = []
+    for order in (torch.arange(61), shuffle):
+        names = [keys[row] for row in order.tolist()]
+        split = judge.Split(crafted.pack(np.zeros((61, 3, 2, 2), np.uint8), names), labels[order])
+        kept, out = judge.held_out(split)
+        assert sorted(torch.cat([kept, out]).tolist()) == list(range(61))
+        assert split.labels[out].bincount(minlength=4).tolist() == [8, 4, 1, 0]
+        chosen.append({names[row] for row in out.tolist()})
+    assert chosen[0] == chosen[1]
+
+
+def test_features_of_all_layers_are_those_of_one_layer_at_a_time(backbone, data, monkeypatch):
+    monkeypatch.setattr(judge, "BATCH", 7)
+    found = judge.features(backbone, data.test.pack, 2)
+    for layer in backbone.layers:
+        alone = backbone.features(data.test.pack.images, layer, 2)
+        assert torch.allclose(found[layer], alone, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- fine-tuning
+
+
+def test_a_draw_holds_so_many_of_each_class_the_same_for_every_model(data):
+    rows = finetune.draw(data.train, 4, 0)
+    assert data.train.labels[rows].bincount().tolist() == [4, 4, 4]
+    assert torch.equal(rows, finetune.draw(data.train, 4, 0))
+    assert not torch.equal(rows, finetune.draw(data.train, 4, 1))
+    assert len(set(rows.tolist())) == 12
+
+
+def test_a_draw_follows_the_keys_not_the_rows(data):
+    shuffle = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    pack = data.train.pack
+    names = [pack.keys[row] for row in shuffle.tolist()]
+    shuffled = judge.Split(
+        crafted.pack(pack.images[shuffle.numpy()], names), data.train.labels[shuffle]
+    )
+    one = {pack.keys[row] for row in finetune.draw(data.train, 4, 3).tolist()}
+    assert one == {names[row] for row in finetune.draw(shuffled, 4, 3).tolist()}
+
+
+def test_fine_tuning_on_few_labels_beats_chance_on_easy_pictures(backbone, data):
+    options = finetune.Options(**FINETUNE | {"images": 600})
+    found = finetune.evaluate(backbone, data, options, 0)
+    assert value(found, "top1", labels_per_class=3) > 0.6  # chance: .33
+
+
+def test_fine_tuning_sees_the_drawn_labels_alone(backbone, data):
+    rows = finetune.draw(data.train, 3, 0)
+    spoiled = torch.full_like(data.train.labels, 10_000)
+    spoiled[rows] = data.train.labels[rows]
+    changed = dataclasses.replace(
+        data,
+        train=judge.Split(data.train.pack, spoiled),
+        test=judge.Split(data.test.pack, torch.full_like(data.test.labels, -7)),
+    )
+    options = finetune.Options(**FINETUNE)
+    one, two = (finetune.run(backbone, given, rows, options, 0) for given in (data, changed))
+    assert torch.equal(one, two)
+
+
+def test_too_few_labels_leave_a_run_out_and_say_so(backbone, data, caplog):
+    options = finetune.Options(**FINETUNE | {"labels_per_class": [11]})
+    with caplog.at_level("INFO", "kt"):
+        assert finetune.evaluate(backbone, data, options, 0) == []
+    assert "11 labels per class left out, a class has 10" in caplog.text
+
+
+# ---------------------------------------------------------------------------- clusters
+
+
+def test_clusters_of_easy_pictures_agree_with_their_labels(data):
+    class Colours(torch.nn.Module):
+        layers, mean, std = ["colour"], torch.zeros(3), torch.ones(3)
+
+        def normalise(self, images):
+            return images.float() / 255
+
+        def maps(self, images, layers):
+            return {"colour": images - images.mean((1, 2, 3), keepdim=True)}
+
+    found = clusters.label_agreement(Colours(), data, clusters.Options(**CLUSTERS), 0)
+    assert found["nmi"] > 0.99 and found["purity"] > 0.99
+
+
+def test_views_without_augmentation_agree_wholly(backbone, data):
+    options = clusters.Options(**CLUSTERS | {"task": crafted.LABELS})
+    assert clusters.view_agreement(backbone, data.pool, options, 0) == pytest.approx(1)
+    options = clusters.Options(**CLUSTERS)
+    assert clusters.view_agreement(backbone, data.pool, options, 0) < 1
+
+
+def test_without_labels_only_the_agreement_of_views_is_told(backbone, data):
+    unlabelled = dataclasses.replace(data, train=None, test=None, num_classes=0)
+    found = {
+        name: evaluate.judge_one(name, values, backbone, unlabelled, 0)
+        for name, values in ALL.items()
+    }
+    assert [record["metric"] for record in found.pop("clusters")] == ["view_nmi"]
+    assert set(map(tuple, found.values())) == {()}
+
+
+# ---------------------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_evaluation_changes_the_backbone_or_depends_on_the_one_before(name, backbone, data):
+    before = evaluate.weights_digest(backbone)
+    one = evaluate.judge_one(name, ALL[name], backbone, data, 0)
+    torch.manual_seed(99)
+    two = evaluate.judge_one(name, ALL[name], backbone, data, 0)
+    assert evaluate.weights_digest(backbone) == before and not backbone.training
+    assert one == two
+
+
+@pytest.mark.parametrize("change", ["weight", "statistics"])
+def test_an_evaluation_that_changes_the_backbone_is_found_out(backbone, data, monkeypatch, change):
+    def meddle(backbone, data, options, seed):
+        if change == "weight":
+            with torch.no_grad():
+                next(backbone.parameters()).view(-1)[0] += 1e-3
+        else:
+            backbone.train()(torch.rand(4, 3, 16, 16))
+        return []
+
+    monkeypatch.setattr(knn, "evaluate", meddle)
+    with pytest.raises(AssertionError, match="knn changed the backbone"):
+        evaluate.judge_one("knn", KNN, backbone, data, 0)
+
+
+def test_an_unknown_evaluation_or_option_is_refused(backbone, data):
+    with pytest.raises(ConfigError, match="kt/evaluations/kn.py; did you mean 'knn'"):
+        evaluate.judge_one("kn", KNN, backbone, data, 0)
+    with pytest.raises(ConfigError, match="evaluations.knn.neighbors: .*'neighbours'"):
+        evaluate.judge_one("knn", KNN | {"neighbors": 3}, backbone, data, 0)
+
+
+def write_data(folder, data, train_labels=None):
+    crafted.write_pack(folder / "train-unlabelled.h5", data.pool.images, data.pool.keys)
+    for name, split in (("train", data.train), ("test", data.test)):
+        crafted.write_pack(folder / f"{name}.h5", split.pack.images, split.pack.keys)
+        labels = split.labels if train_labels is None or name == "test" else train_labels
+        order = np.random.default_rng(0).permutation(len(labels))
+        with table.create(folder / f"{name}-labels.h5", "labels", {}) as file:
+            table.put(file, "labels", labels.numpy()[order])
+            table.put_strings(file, "keys", [split.pack.keys[row] for row in order])
+            table.put_strings(file, "classes", ["apple", "bird", "cloud"])
+    return folder
+
+
+def test_labels_are_read_by_key(tmp_path, data):
+    found = evaluate.read_data(write_data(tmp_path, data))
+    assert torch.equal(found.train.labels, data.train.labels)
+    assert torch.equal(found.test.labels, data.test.labels) and found.num_classes == 3
+
+
+def test_an_image_without_a_label_is_refused(tmp_path, data):
+    labels = data.train.labels.clone()
+    labels[5] = -1
+    with pytest.raises(DataError, match="1 images have no label"):
+        evaluate.read_data(write_data(tmp_path, data, labels))
+
+
+def test_the_step_writes_a_record_per_seed_with_its_fields(tmp_path, data):
+    write_data(tmp_path / "data", data)
+    plugin, folders = crafted.plugin(crafted.PLAIN), []
+    for seed in (0, 1):
+        folders.append(tmp_path / f"s{seed}")
+        model.save(folders[-1], model.fresh(plugin, seed), plugin, {})
+    arguments = argparse.Namespace(
+        model=folders, seeds=[0, 1], describe={"arm": "random"}, evaluations={"knn": KNN},
+        data=tmp_path / "data", output=tmp_path / "knn.json",
+    )  # fmt: skip
+    evaluate.run(arguments)
+    records = json.loads((tmp_path / "knn.json").read_text())["records"]
+    assert {(row["seed"], row["metric"]) for row in records} == {
+        (seed, metric)
+        for seed in (0, 1)
+        for metric in ("top1", "mean_class_accuracy", "validation_top1")
+    }
+    assert all(row["arm"] == "random" and row["evaluation"] == "knn" for row in records)
+    assert {row["n"] for row in records} == {30, 6}
+    arguments.seeds = [0]
+    with pytest.raises(config.ConfigError, match="as many seeds as models"):
+        evaluate.run(arguments)

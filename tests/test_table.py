@@ -1,0 +1,247 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import crafted
+import h5py
+import numpy as np
+import pytest
+
+from kt.core import images, table
+from kt.core.step import DataError
+
+ARRAYS = {"features": 2, "keys": 1}
+
+
+def write(path, number=8, **more):
+    with table.create(path, "features", {"layer": "conv1"}, **more) as file:
+        table.put(file, "features", np.arange(number * 3, dtype=np.float32).reshape(number, 3))
+        table.put_strings(file, "keys", crafted.names(number))
+    return path
+
+
+def read(path, arrays=ARRAYS):
+    with table.read(path, "features", arrays) as file:
+        return file["features"][...], table.strings(file, "keys")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(tmp_path / "features.h5")
+
+
+def test_what_is_written_is_read_back(path):
+    features, keys = read(path)
+    assert features.tolist() == np.arange(24).reshape(8, 3).tolist() and features.dtype == np.float32
+    assert keys == crafted.names(8)
+
+
+def test_a_table_says_its_settings_and_the_digests_of_its_parents(tmp_path, path):
+    child = write(tmp_path / "child.h5", parents=[path])
+    with h5py.File(child) as file:
+        assert json.loads(file.attrs["config"]) == {"layer": "conv1"}
+        provenance = json.loads(file.attrs["provenance"])
+    assert provenance["parents"] == {str(path): table.digest(path)}
+    assert provenance["version"] and provenance["host"] is not None
+
+
+def test_strings_of_any_script_and_empty_tables_survive(tmp_path):
+    keys = ["naïve/画像.png", "a b;$(c)", "<script>", "x" * 255]
+    with table.create(tmp_path / "t.h5", "features", {}) as file:
+        table.put(file, "features", np.zeros((4, 0), np.float32))
+        table.put_strings(file, "keys", keys)
+    assert read(tmp_path / "t.h5")[1] == keys
+    assert read(write(tmp_path / "empty.h5", 0))[1] == []
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="expected a features table at .*no.h5, found no file"):
+        read(tmp_path / "no.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not here</html>", None])
+def test_a_file_that_is_not_hdf5_is_refused(path, content):
+    path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(DataError, match="not a readable HDF5 file"):
+        read(path)
+
+
+@pytest.mark.parametrize("complete", [None, False])
+def test_an_incomplete_table_is_refused(path, complete):
+    with h5py.File(path, "r+") as file:
+        del file.attrs["complete"]
+        if complete is not None:
+            file.attrs["complete"] = complete
+    with pytest.raises(DataError, match="is not complete"):
+        read(path)
+
+
+@pytest.mark.parametrize("attribute, value", [("format", "images"), ("version", 99)])
+def test_another_format_or_version_is_refused(path, attribute, value):
+    with h5py.File(path, "r+") as file:
+        file.attrs[attribute] = value
+    with pytest.raises(DataError, match=f"expected format 'features' version 1, found .*{value}"):
+        read(path)
+
+
+def test_arrays_of_unequal_length_are_refused_unless_marked(path):
+    with h5py.File(path, "r+") as file:
+        del file["keys"]
+        table.put_strings(file, "keys", ["only one"])
+    with pytest.raises(DataError, match="equally long, found {'features': 8, 'keys': 1}"):
+        read(path)
+    read(path, {"features": 2, "*keys": 1})
+
+
+def test_a_missing_array_and_another_number_of_dimensions_are_refused(path):
+    with pytest.raises(DataError, match=r"expected an array 'sizes', found \['features', 'keys'\]"):
+        read(path, ARRAYS | {"sizes": 1})
+    with pytest.raises(DataError, match="'features' must have 1 dimensions"):
+        read(path, {"features": 1})
+
+
+def _external_link(file, other):
+    file["features"] = h5py.ExternalLink(str(other), "features")
+
+
+def _soft_link(file, other):
+    file["elsewhere"] = np.zeros((8, 3), np.float32)
+    file["features"] = h5py.SoftLink("/elsewhere")
+
+
+def _external_storage(file, other):
+    file.create_dataset("features", (8, 3), "f4", external=[(str(other), 0, 96)])
+
+
+def _virtual(file, other):
+    layout = h5py.VirtualLayout((8, 3), "f4")
+    layout[...] = h5py.VirtualSource(str(other), "features", (8, 3))
+    file.create_virtual_dataset("features", layout)
+
+
+def _group(file, other):
+    file.create_group("features")
+
+
+@pytest.mark.parametrize("plant", [_external_link, _soft_link, _external_storage, _virtual, _group])
+def test_arrays_that_point_elsewhere_are_refused(tmp_path, path, plant):
+    other = write(tmp_path / "secret.h5")
+    with h5py.File(path, "r+") as file:
+        del file["features"]
+        plant(file, other)
+    with pytest.raises(DataError, match="expected an array|points outside"):
+        read(path)
+
+
+def test_a_flipped_byte_in_a_checksummed_array_is_found(path):
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_chunk_info(0).byte_offset
+    raw = bytearray(path.read_bytes())
+    raw[offset + 5] ^= 64
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="damaged"):
+        read(path)
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def test_a_failing_writer_leaves_the_old_table_and_nothing_else(path):
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        with table.create(path, "features", {}) as file:
+            table.put(file, "features", np.zeros((3, 3)))
+            raise ZeroDivisionError
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_killed_writer_leaves_the_old_table(path):
+    before = path.read_bytes()
+    code = (
+        "import os, signal, sys, numpy\n"
+        "from kt.core import table\n"
+        "with table.create(sys.argv[1], 'features', {}) as file:\n"
+        "    table.put(file, 'features', numpy.zeros((99, 99)))\n"
+        "    file.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)])
+    assert ended.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert len(read(path)[1]) == 8
+
+
+def test_the_digest_changes_with_one_byte_and_with_nothing_else(tmp_path):
+    def digest(name, value=1.0, array="features", key="b", dtype=np.float32):
+        with table.create(tmp_path / name, "features", {"name": name}) as file:
+            table.put(file, array, np.array([[0, value]], dtype))
+            table.put_strings(file, "keys", ["a" + key])
+        return table.digest(tmp_path / name)
+
+    one = digest("one.h5")
+    assert one == digest("two.h5")  # another path, other settings
+    changed = [
+        digest("3.h5", np.nextafter(np.float32(1), np.float32(2))),
+        digest("4.h5", array="feature"),
+        digest("5.h5", key="c"),
+        digest("6.h5", dtype=np.int32),
+    ]
+    assert len({one, *changed}) == 5
+
+
+def test_the_digest_of_another_file_is_its_sha256(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"abc")
+    assert table.digest(tmp_path / "w.safetensors").startswith("ba7816bf8f01cfea")
+
+
+def test_chunks_hold_whole_rows_of_about_a_mebibyte(tmp_path):
+    with table.create(tmp_path / "t.h5", "features", {}) as file:
+        dataset = table.add(file, "features", (5000, 1000), np.float32)
+        assert dataset.chunks == (262, 1000) and dataset.fletcher32
+        assert table.add(file, "wide", (3, 1 << 20), np.float32).chunks == (1, 1 << 20)
+        assert table.add(file, "flat", (10, 10), np.uint8, contiguous=True).chunks is None
+
+
+# ---------------------------------------------------------------------------- packs
+
+
+def test_a_pack_is_mapped_and_read_back(tmp_path):
+    pixels, keys = crafted.noise(6, 5), crafted.names(6)
+    pack = images.read_pack(crafted.write_pack(tmp_path / "pack.h5", pixels, keys))
+    assert isinstance(pack.images, np.memmap) and np.array_equal(pack.images, pixels)
+    assert pack.keys == keys and len(pack) == 6 and pack.size == 5
+    assert pack.ids.dtype == np.int64 and pack.ids.min() >= 0
+    with pytest.raises(ValueError, match="read-only"):
+        pack.images[0] = 0
+
+
+@pytest.mark.parametrize(
+    "pixels, fault",
+    [
+        (np.zeros((3, 1, 4, 4), np.uint8), r"expected images \(N, 3, S, S\)"),
+        (np.zeros((3, 3, 4, 5), np.uint8), r"expected images \(N, 3, S, S\)"),
+    ],
+)
+def test_a_pack_of_other_shapes_is_refused(tmp_path, pixels, fault):
+    with pytest.raises(DataError, match=fault):
+        images.read_pack(crafted.write_pack(tmp_path / "pack.h5", pixels, crafted.names(3)))
+
+
+def test_a_pack_whose_keys_repeat_is_refused(tmp_path):
+    path = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(3, 4), ["a", "b", "a"])
+    with pytest.raises(DataError, match="1 repeated"):
+        images.read_pack(path)
+
+
+def test_the_ids_of_keys_never_change():
+    # A change of these changes every draw of every image.
+    assert images.key_ids(["a", "naïve/画像.png"]).tolist() == GOLDEN_IDS
+
+
+GOLDEN_IDS = [1702698405120146464, 4618712383498060010]
