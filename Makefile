@@ -79,9 +79,8 @@ lock: $(READY) ## remake requirements.txt from pyproject.toml; ARGS=--upgrade mo
 		--no-header --no-annotate --no-emit-index-url $(ARGS)
 
 docs: $(READY) ## remake the reference of the configuration from its schema
-	@mkdir -p docs/reference
 	python -m kt.config --reference > $(VENV)/config.md
-	mv $(VENV)/config.md docs/reference/config.md
+	mv $(VENV)/config.md docs/config.md
 
 clean: ## remove the environment and caches; results stay
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache kt.egg-info build

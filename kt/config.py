@@ -75,7 +75,9 @@ class Training(Settings):
     batch: Annotated[Count, Field(description="images a step")]
     optimiser: Annotated[Literal["sgd", "adamw"], Field(description="sgd (Nesterov off) or adamw")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate")]
-    momentum: Annotated[Fraction, Field(description="of sgd; first beta of adamw")]
+    momentum: Annotated[
+        float, Field(ge=0, lt=1, description="of sgd; first beta of adamw")
+    ]
     weight_decay: Annotated[float, Field(ge=0, description="on weights, not on biases and norms")]
     schedule: Annotated[Literal["cosine", "step"], Field(description="cosine to 0, or lr / 10 steps")]
     milestones: Annotated[list[Fraction], Field(description="of `step`: shares of the training")]
@@ -129,7 +131,10 @@ class Target(Settings):
 
 def _as_list(value):
     if isinstance(value, str) and value.strip().startswith("["):
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError("expected a list such as [50, 100]") from error
     return value if isinstance(value, list) else [value]
 
 
@@ -317,7 +322,7 @@ def _expand_likes(teachers: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(own, dict) or "like" not in own:
             return own
         other = own["like"]
-        if other not in teachers or other in seen:
+        if not isinstance(other, str) or other not in teachers or other in seen:
             raise ConfigError(
                 f"teachers.{name}.like: expected another teacher, found {other!r}"
                 f"{_nearest(str(other), [key for key in teachers if key != name])}"
@@ -368,16 +373,18 @@ def _check_sizes(config: Config) -> None:
 def _check_plugins(config: Config) -> None:
     for name, dataset in config.datasets.items():
         plugin("sources", dataset.source, f"datasets.{name}.source")
-    pretext, target = config.datasets[config.use.pretext], config.datasets[config.use.target]
+    size = {role: config.datasets[name].size for role, name in config.use}
+    for name, other in config.targets.items():  # first: teachers may name a target's backbone
+        _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
+        _check_task(other.task, size["target"], f"targets.{name}.task")
     for name, teacher in config.teachers.items():
         _check_layers(config, name, teacher)
         if teacher.task:
-            _check_task(teacher.task, pretext.size, f"teachers.{name}.task")
-    for name, other in config.targets.items():
-        _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
-        _check_task(other.task, target.size, f"targets.{name}.task")
+            _check_task(teacher.task, size["pretext"], f"teachers.{name}.task")
     for name, values in config.evaluations.items():
-        options("evaluations", name, values, f"evaluations.{name}")
+        checked = options("evaluations", name, values, f"evaluations.{name}")
+        if hasattr(checked, "task"):
+            _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task")
 
 
 def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
@@ -446,8 +453,8 @@ def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
     for key, field in schema.get("properties", {}).items():
         shown = _type(field)
         rows.append(f"| `{prefix}{key}` | {shown} | {field.get('description', '')} |")
-        named = field.get("additionalProperties", {})
-        inner = (named if isinstance(named, dict) and "$ref" in named else field).get("$ref")
+        named = next(iter(field.get("patternProperties", {}).values()), {})
+        inner = (named or field).get("$ref")
         if inner:
             below = f"{prefix}{key}.NAME." if named else f"{prefix}{key}."
             rows += _rows(definitions[inner.rsplit("/", 1)[1]], definitions, below)

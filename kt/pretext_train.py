@@ -70,9 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _job(arguments, backbone, context, pack, train, held_out):
+    import torch
+
     from kt.core import training
 
     task = build_task(arguments.task, context)
+    torch.manual_seed(arguments.seed)  # the head's weights
     network = training.Network(backbone, task)
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from kt.core import figures, pictures, step, summary, verdict
 from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_targets
@@ -36,6 +38,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pack", **paths, help="the packed images that were clustered")
     parser.add_argument("--labels", **paths, help="their true labels")
     parser.add_argument("--pseudo-labels", **paths, help="tables; the chosen one is shown")
+    parser.add_argument("--tables", **paths, help="features and clusters, for what they cost")
     parser.add_argument(
         "--settings", required=True, help="resolved configuration: JSON or its file"
     )
@@ -64,7 +67,8 @@ def run(arguments) -> None:
         "data": [REPORT | step.read_json(path) for path in arguments.data_report],
         "settings": settings,
     }
-    origins = [origin for _, origin in evaluations]
+    origins = [("evaluate: " + origin["evaluation"], origin) for _, origin in evaluations]
+    origins += [read_origin(path) for path in [*arguments.tables, *arguments.pseudo_labels]]
     facts["costs"] = step_seconds(models, origins, facts["data"])
     page = arguments.output / "index.html"
     text = plain_summary(comparisons, models, page)
@@ -91,6 +95,12 @@ def read_settings(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"--settings: expected a JSON object, found {type(found).__name__}")
     return found
+
+
+def read_origin(path: Path) -> tuple[str, dict[str, Any]]:
+    """Gives the step that wrote a table, and where the table comes from."""
+    with h5py.File(path, "r") as file:
+        return str(file.attrs["format"]), json.loads(file.attrs["provenance"])
 
 
 def read_model(folder: Path) -> dict[str, Any]:
@@ -167,8 +177,7 @@ def step_seconds(models, origins, data) -> list[tuple[str, float]]:
         kind = "target" if figures.is_target(model) else "pretext"
         name = f"{kind}: {model.get('arm') or model['name']}"
         total[name] = total.get(name, 0.0) + model.get("provenance", {}).get("seconds", 0.0)
-    for origin in origins:
-        name = f"evaluate: {origin['evaluation']}"
+    for name, origin in origins:
         total[name] = total.get(name, 0.0) + origin.get("seconds", 0.0)
     return sorted(((n, s) for n, s in total.items() if s > 0), key=lambda row: (-row[1], row[0]))
 

@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         other = len(training.hold_out(images.read_pack(arguments.budget_of), 0.05, 1000)[0])
         epochs = max(1, round(epochs * other / len(train)))
     parent = arguments.labels or arguments.pseudo_labels
+    torch.manual_seed(arguments.seed)  # the head's weights
     job = training.Job(
         training.Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,

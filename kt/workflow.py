@@ -147,3 +147,8 @@ def evaluation_jobs(settings: Config, labelled: bool) -> dict[str, dict[str, dic
 def fingerprint(*values) -> str:
     """Gives a short name for settings: the folder of their resume states."""
     return hashlib.sha256(config.dumps(values).encode()).hexdigest()[:16]
+
+
+def state(name: str, seed: str, settings: dict[str, Any]) -> str:
+    """Gives the folder of a training's resume states; other settings have another one."""
+    return f"results/state/{name.replace('/', '-')}-s{seed}-{fingerprint(settings)}"

@@ -17,15 +17,17 @@ from kt.sources.pictures import count_pictures
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their
 # terminal output to what a user of the workflow wants to see.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ.update(
+    PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    KT_WORKFLOW="1",
 )
-os.environ["KT_WORKFLOW"] = "1"
 
-# Snakemake has gone to --directory by now; cluster jobs get the value of the run that sent them.
+# Snakemake has gone to --directory by now, and a job on a cluster node starts there.
 if workflow.overwrite_workdir is None:
-    os.environ["KT_STARTED_IN"] = os.getcwd()
-os.environ.setdefault("KT_STARTED_IN", os.environ.get("PWD", os.getcwd()))
+    STARTED_IN = os.getcwd()
+else:
+    STARTED_IN = os.environ.get("KT_STARTED_IN") or os.environ.get("PWD") or os.getcwd()
+os.environ.update(KT_STARTED_IN=STARTED_IN)
 
 
 def read_config():
@@ -56,7 +58,7 @@ def read_config():
 
 def _absolute(path):
     """Makes a path absolute against the folder the user stands in, --directory or not."""
-    return Path(os.environ["KT_STARTED_IN"]) / Path(path).expanduser()
+    return Path(STARTED_IN) / Path(path).expanduser()
 
 
 def lift_stale_lock():
@@ -96,6 +98,79 @@ def data_report_of(role):
 def dumps(value):
     """Gives settings as JSON for the command line."""
     return schema.dumps(value)
+
+
+def teacher_of(wildcards):
+    """Gives the settings of a teacher."""
+    return SETTINGS.teachers[wildcards.teacher]
+
+
+def urgency(wildcards):
+    """Puts first what others wait for and what takes longest, so that no core idles at the end."""
+    teacher = SETTINGS.teachers[wildcards.teacher]
+    awaited = teacher.task and teacher.layers and wildcards.seed == "0"
+    return 50 if awaited or teacher.budget else 10
+
+
+def pretext_params(wildcards):
+    """Gives everything a teacher is trained with, as JSON by option."""
+    teacher = teacher_of(wildcards)
+    return {
+        "backbone": dumps(plan.backbone(SETTINGS, teacher)),
+        "task": dumps(teacher.task),
+        "training": dumps(teacher.training),
+        "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
+        "budget": dumps(plan.budget(SETTINGS, teacher)),
+        "seed": SETTINGS.seed + int(wildcards.seed),
+    }
+
+
+def pseudo_labels_of(teacher, layer, k):
+    """Gives the pseudo-labels of the images that train the targets."""
+    clustered, labelled = SETTINGS.use.cluster, SETTINGS.use.target
+    folder = f"results/pseudo_labels/{teacher}/{layer}/{clustered}/k{k}"
+    return f"{folder}/{labelled}-train-unlabelled.h5"
+
+
+def supervised(wildcards):
+    """Says whether a target's folder is that of the supervised bound."""
+    return wildcards.origin == "supervised"
+
+
+def target_input(wildcards):
+    """Gives what a target learns from: pseudo-labels, or the true ones for the bound."""
+    if supervised(wildcards):
+        return {
+            "pack": pack_of("evaluate", "train"),
+            "labels": pack_of("evaluate", "train-labels"),
+            "report": data_report_of("evaluate"),
+            "budget": pack_of("target"),
+        }
+    teacher, layer, k = wildcards.origin.split("/")
+    return {
+        "pack": pack_of("target"),
+        "labels": pseudo_labels_of(teacher, layer, k.removeprefix("k")),
+        "report": data_report_of("target"),
+    }
+
+
+def target_labels(wildcards, input):
+    """Gives the options that name the labels."""
+    if supervised(wildcards):
+        return ["--labels", input.labels, "--budget-of", input.budget]
+    return ["--pseudo-labels", input.labels]
+
+
+def target_params(wildcards):
+    """Gives everything a target is trained with, as JSON by option."""
+    target = SETTINGS.targets[wildcards.target]
+    return {
+        "backbone": dumps(target.backbone),
+        "task": dumps(target.task),
+        "training": dumps(target.training),
+        "epochs": plan.epochs(SETTINGS, target.training),
+        "seed": SETTINGS.seed + int(wildcards.seed),
+    }
 
 
 wildcard_constraints:

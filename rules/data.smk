@@ -1,4 +1,5 @@
 rule ingest:
+    """Packs the images of a data set: oriented, RGB, resized, cropped; labels apart."""
     output:
         packs=expand(
             "results/data/{{dataset}}/{split}.h5", split=["train-unlabelled", "train", "test"]
@@ -23,7 +24,6 @@ rule ingest:
         dataset=lambda w: dumps(SETTINGS.datasets[w.dataset]),
         seed=SETTINGS.seed,
         stage_version=1,
-    """Packs the images of a data set: oriented, RGB, resized, cropped; labels apart."""
     message:
         "ingest {wildcards.dataset}"
     shell:

@@ -7,6 +7,7 @@ TRAINED = sorted(
 
 
 rule evaluate:
+    """Judges all seeds of a model: everything on frozen features, or by fine-tuning."""
     input:
         weights=lambda w: [f"{folder}/model.safetensors" for folder in MODELS[w.model].folders()],
         models=lambda w: [f"{folder}/model.json" for folder in MODELS[w.model].folders()],
@@ -30,9 +31,8 @@ rule evaluate:
         seeds=lambda w: list(MODELS[w.model].seeds),
         describe=lambda w: dumps(MODELS[w.model].describe),
         evaluations=lambda w: dumps(JOBS[w.job]),
-        data=f"results/data/{SETTINGS.use.evaluate}",
+        data=lambda w, input: os.path.dirname(input.report),
         stage_version=1,
-    """Judges all seeds of a model: everything on frozen features, or by fine-tuning."""
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
@@ -48,6 +48,7 @@ rule evaluate:
 
 
 rule report:
+    """Gathers everything into one page, one table of metrics and a verdict."""
     input:
         evaluations=expand("results/evaluations/{model}/{job}.json", model=MODELS, job=JOBS),
         models=expand("{folder}/model.json", folder=TRAINED),
@@ -63,6 +64,15 @@ rule report:
         pseudo_labels=[
             pseudo_labels_of(m.describe["teacher"], m.describe["teacher_layer"], m.describe["k"])
             for m in plan.transfers(SETTINGS)
+        ],
+        tables=[
+            f"results/{path}"
+            for m in plan.transfers(SETTINGS)
+            for path in [
+                "features/{teacher}/{teacher_layer}/{use}-train-unlabelled.h5",
+                "clusters/{teacher}/{teacher_layer}/{use}/k{k}.h5",
+            ]
+            for path in [path.format(use=SETTINGS.use.cluster, **m.describe)]
         ],
     output:
         page="results/report/index.html",
@@ -80,11 +90,10 @@ rule report:
         mem_mb=2000,
         runtime=30,
     params:
-        folder="results/report",
+        folder=lambda w, output: os.path.dirname(output.page),
         models=TRAINED,
         settings=dumps(SETTINGS),
         stage_version=1,
-    """Gathers everything into one page, one table of metrics and a verdict."""
     message:
         "report"
     shell:
@@ -96,6 +105,7 @@ rule report:
         " --pack {input.pack:q}"
         " --labels {input.labels:q}"
         " --pseudo-labels {input.pseudo_labels:q}"
+        " --tables {input.tables:q}"
         " --settings {params.settings:q}"
         " --output {params.folder:q}"
         " --log {log:q}"

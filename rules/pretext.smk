@@ -1,21 +1,5 @@
-def teacher_of(wildcards):
-    return SETTINGS.teachers[wildcards.teacher]
-
-
-def pretext_params(wildcards):
-    """Gives everything a teacher is trained with, as JSON by option."""
-    teacher = teacher_of(wildcards)
-    return {
-        "backbone": dumps(plan.backbone(SETTINGS, teacher)),
-        "task": dumps(teacher.task),
-        "training": dumps(teacher.training),
-        "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
-        "budget": dumps(plan.budget(SETTINGS, teacher)),
-        "seed": SETTINGS.seed + int(wildcards.seed),
-    }
-
-
 rule pretext_train:
+    """Trains a teacher on its pretext task; without a task its weights stay random."""
     input:
         pack=pack_of("pretext"),
         report=data_report_of("pretext"),
@@ -28,7 +12,7 @@ rule pretext_train:
         "results/logs/pretext_train/{teacher}-s{seed}.log",
     benchmark:
         "results/benchmarks/pretext_train/{teacher}-s{seed}.tsv"
-    priority: 10
+    priority: urgency
     conda:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
@@ -37,7 +21,7 @@ rule pretext_train:
         runtime=2880,
     params:
         folder="results/teachers/{teacher}/s{seed}",
-        state=lambda w: f"results/state/{w.teacher}-s{w.seed}-{plan.fingerprint(pretext_params(w))}",
+        state=lambda w: plan.state(w.teacher, w.seed, pretext_params(w)),
         describe=lambda w: dumps(plan.describe_teacher(SETTINGS, w.teacher, int(w.seed))),
         backbone=lambda w: pretext_params(w)["backbone"],
         task=lambda w: pretext_params(w)["task"],
@@ -46,7 +30,6 @@ rule pretext_train:
         budget=lambda w: pretext_params(w)["budget"],
         seed=lambda w: pretext_params(w)["seed"],
         stage_version=1,
-    """Trains a teacher on its pretext task; without a task its weights stay random."""
     message:
         "pretext_train {wildcards.teacher} s{wildcards.seed}"
     shell:
@@ -67,6 +50,7 @@ rule pretext_train:
 
 
 rule features:
+    """Writes one layer's features of a teacher for the images of a pack."""
     input:
         weights="results/teachers/{teacher}/s0/model.safetensors",
         model="results/teachers/{teacher}/s0/model.json",
@@ -85,10 +69,9 @@ rule features:
         mem_mb=4000,
         runtime=240,
     params:
-        folder="results/teachers/{teacher}/s0",
+        folder=lambda w, input: os.path.dirname(input.model),
         map=lambda w: teacher_of(w).map,
         stage_version=1,
-    """Writes one layer's features of a teacher for the images of a pack."""
     message:
         "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
     shell:

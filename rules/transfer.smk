@@ -1,4 +1,5 @@
 rule cluster:
+    """Clusters the features of a teacher's layer with k-means."""
     input:
         f"results/features/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}-train-unlabelled.h5",
     output:
@@ -18,7 +19,6 @@ rule cluster:
         settings=dumps(SETTINGS.clustering),
         seed=SETTINGS.seed,
         stage_version=1,
-    """Clusters the features of a teacher's layer with k-means."""
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:
@@ -33,6 +33,7 @@ rule cluster:
 
 
 rule pseudo_labels:
+    """Gives every image of a split the index of its nearest centroid."""
     input:
         features="results/features/{teacher}/{layer}/{dataset}-{split}.h5",
         clusters=f"results/clusters/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}.h5",
@@ -52,7 +53,6 @@ rule pseudo_labels:
     params:
         describe=lambda w: dumps({"teacher": w.teacher, "layer": w.layer, "k": int(w.k)}),
         stage_version=1,
-    """Gives every image of a split the index of its nearest centroid."""
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:
@@ -65,55 +65,8 @@ rule pseudo_labels:
         " --log {log:q}"
 
 
-def pseudo_labels_of(teacher, layer, k):
-    """Gives the pseudo-labels of the images that train the targets."""
-    clustered, labelled = SETTINGS.use.cluster, SETTINGS.use.target
-    folder = f"results/pseudo_labels/{teacher}/{layer}/{clustered}/k{k}"
-    return f"{folder}/{labelled}-train-unlabelled.h5"
-
-
-def supervised(wildcards):
-    """Says whether a target's folder is that of the supervised bound."""
-    return wildcards.origin == "supervised"
-
-
-def target_input(wildcards):
-    """Gives what a target learns from: pseudo-labels, or the true ones for the bound."""
-    if supervised(wildcards):
-        return {
-            "pack": pack_of("evaluate", "train"),
-            "labels": pack_of("evaluate", "train-labels"),
-            "report": data_report_of("evaluate"),
-            "budget": pack_of("target"),
-        }
-    teacher, layer, k = wildcards.origin.split("/")
-    return {
-        "pack": pack_of("target"),
-        "labels": pseudo_labels_of(teacher, layer, k.removeprefix("k")),
-        "report": data_report_of("target"),
-    }
-
-
-def target_labels(wildcards, input):
-    """Gives the options that name the labels."""
-    if supervised(wildcards):
-        return ["--labels", input.labels, "--budget-of", input.budget]
-    return ["--pseudo-labels", input.labels]
-
-
-def target_params(wildcards):
-    """Gives everything a target is trained with, as JSON by option."""
-    target = SETTINGS.targets[wildcards.target]
-    return {
-        "backbone": dumps(target.backbone),
-        "task": dumps(target.task),
-        "training": dumps(target.training),
-        "epochs": plan.epochs(SETTINGS, target.training),
-        "seed": SETTINGS.seed + int(wildcards.seed),
-    }
-
-
 rule target_train:
+    """Trains a target from scratch on pseudo-labels, or on true labels for the bound."""
     input:
         unpack(target_input),
     output:
@@ -134,9 +87,7 @@ rule target_train:
         runtime=2880,
     params:
         folder="results/targets/{target}/{origin}/s{seed}",
-        state=lambda w: "results/state/{}-{}-s{}-{}".format(
-            w.target, w.origin.replace("/", "-"), w.seed, plan.fingerprint(target_params(w))
-        ),
+        state=lambda w: plan.state(f"{w.target}/{w.origin}", w.seed, target_params(w)),
         describe=lambda w: dumps(plan.describe_target(SETTINGS, w.target, w.origin, int(w.seed))),
         labels=target_labels,
         backbone=lambda w: target_params(w)["backbone"],
@@ -145,7 +96,6 @@ rule target_train:
         epochs=lambda w: target_params(w)["epochs"],
         seed=lambda w: target_params(w)["seed"],
         stage_version=1,
-    """Trains a target from scratch on pseudo-labels, or on true labels for the bound."""
     message:
         "target_train {wildcards.target} {wildcards.origin} s{wildcards.seed}"
     shell:

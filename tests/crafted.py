@@ -59,7 +59,7 @@ def noise(number: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def scenes(number: int, size: int, seed: int = 0) -> np.ndarray:
-    """Draws images whose brightness falls from a point near the centre: each tile tells its place."""
+    """Draws images that darken from a point near the centre, so that each tile tells its place."""
     random = np.random.default_rng(seed)
     row, column = np.mgrid[:size, :size] / size
     centre = random.uniform(0.42, 0.58, (2, number, 1, 1))

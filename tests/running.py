@@ -48,8 +48,9 @@ def command(folder: Path, images, *options, files=(), config=()) -> list[str]:
     """Gives the command line that `workflow` runs."""
     given = [*([f"images={images}"] if images is not None else []), *config]
     parts = [*SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--cores", 2, "--directory", folder]
-    parts += ["--configfile", TINY, *files, *options]
-    return [str(part) for part in [*parts, *(["--config", *given] if given else [])]]
+    # Lists last: an option with a list would take targets in `options` for more of its own.
+    parts += [*options, "--configfile", TINY, *files, *(["--config", *given] if given else [])]
+    return [str(part) for part in parts]
 
 
 def jobs(done: subprocess.CompletedProcess) -> list[str]:

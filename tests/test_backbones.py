@@ -78,7 +78,11 @@ def test_maps_of_all_layers_equal_those_of_one_layer_at_a_time(values):
 
 def test_an_unknown_layer_is_refused_with_the_known_ones():
     backbone = built(crafted.PLAIN)
-    for ask in (backbone.check_layer, backbone.features, lambda layer: backbone.maps(None, [layer])):
+    for ask in (
+        backbone.check_layer,
+        backbone.features,
+        lambda layer: backbone.maps(None, [layer]),
+    ):
         arguments = (torch.zeros(1, 3, 8, 8), "conv9") if ask == backbone.features else ("conv9",)
         with pytest.raises(ConfigError, match="'conv9' is not one of conv1, conv2"):
             ask(*arguments)

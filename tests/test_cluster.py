@@ -15,7 +15,9 @@ def gaussians(number: int, dimensions: int, seed: int = 0, spread: float = 1.0) 
     """Correlated features with a mean, (N, D) float32."""
     random = np.random.default_rng(seed)
     mixing = random.normal(size=(dimensions, dimensions))
-    rows = random.normal(size=(number, dimensions)) @ mixing * spread + random.normal(size=dimensions)
+    rows = random.normal(size=(number, dimensions)) @ mixing * spread + random.normal(
+        size=dimensions
+    )
     return rows.astype(np.float32)
 
 
@@ -171,7 +173,9 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path):
     shuffle = np.random.default_rng(1).permutation(90)
     one, two = tmp_path / "one", tmp_path / "two"
     first = run(one, features, keys, k=7, pca=3, whiten=True, l2=True)
-    second = run(two, features[shuffle], [keys[row] for row in shuffle], k=7, pca=3, whiten=True, l2=True)
+    second = run(
+        two, features[shuffle], [keys[row] for row in shuffle], k=7, pca=3, whiten=True, l2=True
+    )
     assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
     assert np.array_equal(first[2].projection, second[2].projection)
 

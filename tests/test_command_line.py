@@ -1,18 +1,222 @@
-"""The command line: help, what `--config` may say, and faults, each with its exit code."""
+"""The command line: help, what `--config` changes, and faults, each with its exit code."""
 
 from __future__ import annotations
 
 import re
-import subprocess
+import shutil
 import sys
 
 import drawing
 import pytest
-import yaml
-from running import ROOT, TINY, environment, jobs, output, overlay, run, workflow
+from running import ROOT, TINY, jobs, output, overlay, run, workflow
 
-from kt.core.step import Progress  # noqa: F401  (kt must be importable without torch, see below)
+pytestmark = pytest.mark.timeout(600)
 
 STEPS = ("ingest", "pretext_train", "features", "cluster", "pseudo_labels", "target_train",
          "evaluate", "report")  # fmt: skip
-CONFIG, DATA = 2, 3
+CONFIGURATION, DATA = 2, 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `pictures/`, labelled in all splits."""
+    folder = tmp_path_factory.mktemp("line")
+    drawing.write_folder(drawing.tree(20, 4, 4), folder / "pictures")
+    return folder
+
+
+def plan(place, *options, images="pictures", **more):
+    """Plans a run on pictures in `place`, standing there, with results elsewhere."""
+    return workflow(place / "run", images, "-n", *options, cwd=place, **more)
+
+
+# ---------------------------------------------------------------------------- steps by hand
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_step_explains_itself_and_each_of_its_options(name):
+    done = run(sys.executable, "-m", f"kt.{name}", "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert f"python -m kt.{name} " in done.stdout, "a command to run by hand"
+    described = re.findall(r"^  (-.*?)(?=^  -|\Z)", done.stdout, re.MULTILINE | re.DOTALL)
+    assert len(described) > 3
+    for option in described:
+        words = re.sub(r"-?-[\w-]+|\b[A-Z_]+\b|[\[\],.{}|]", " ", option).split()
+        assert words, f"{name}: no words on {option.strip()}"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_wrong_option_ends_with_2_and_without_a_traceback(name):
+    for options in ([], ["--colour", "red"], ["--threads", "many"]):
+        done = run(sys.executable, "-m", f"kt.{name}", *options)
+        assert done.returncode == CONFIGURATION, output(done)
+        assert "error:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_step_whose_input_is_missing_ends_with_3_and_names_it(tmp_path):
+    done = run(
+        *(sys.executable, "-m", "kt.features", "--model", tmp_path / "nothing", "--layer", "x"),
+        *("--map", 1, "--pack", tmp_path / "no.h5", "--output", tmp_path / "out.h5"),
+    )
+    assert done.returncode == DATA, output(done)
+    assert f"{tmp_path}/no.h5" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------- what --config changes
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [("clusters=5", {"k5"}), ("clusters=[4,5]", {"k4", "k5"}), ("clusters=4", {"k4"})],
+)
+def test_clusters_may_be_a_number_or_a_list(place, given, expected):
+    planned = jobs(plan(place, config=[given]))
+    trained = [job for job in planned if job.startswith("target_train small deep/")]
+    assert {job.split("/")[2].split()[0] for job in trained} == expected
+
+
+def test_seeds_and_effort_reach_the_commands(place, tmp_path):
+    longer = overlay(tmp_path / "x.yaml", {"targets": {"small": {"training": {"epochs": 30}}}})
+    done = plan(place, "-p", files=[longer], config=["seeds=2", "effort=0.1"])
+    trained = [job for job in jobs(done) if job.startswith("target_train small deep/block2/k4")]
+    assert [job.split()[-1] for job in trained] == ["s0", "s1"]
+    commands = re.findall(r"python -m kt\.target_train .*", output(done))
+    assert commands and all(" --epochs 3 " in line for line in commands)
+    commands = re.findall(r"python -m kt\.pretext_train .* --task '{.*", output(done))
+    assert commands and all(" --epochs 1 " in line for line in commands), "at least one epoch"
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "presets").glob("*.yaml")))
+def test_every_preset_plans_a_run_without_importing_torch(place, preset):
+    path = ROOT / "presets" / preset
+    given = ["--config", f"images={place / 'pictures'}"] if preset == "photos.yaml" else []
+    given += ["clusters=4"] if given else []
+    done = run(
+        *(sys.executable, "-X", "importtime", "-m", "snakemake", "-n", "--cores", 2),
+        *("--directory", place / "presets", "--configfile", path, *given),
+    )
+    assert "report" in jobs(done)
+    loaded = set(re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE))
+    assert "kt.config" in loaded
+    assert not loaded & {"torch", "torchvision", "faiss", "sklearn", "skimage", "matplotlib"}
+
+
+def test_snakemake_finds_nothing_to_complain_of_in_the_rules():
+    done = run(sys.executable, "-m", "snakemake", "--lint")
+    assert done.returncode == 0, output(done)
+
+
+# ---------------------------------------------------------------------------- faults
+
+
+def refused(done, code, *words):
+    """Checks a refusal: the code, the words, and no more than a few lines."""
+    assert done.returncode == code, output(done)
+    said = output(done)
+    assert "error:" in said and "Traceback" not in said
+    for word in words:
+        assert word in said, said
+    assert "Job stats" not in said
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("seedz=3", ["seedz", "did you mean 'seed"]),
+        ("seeds=many", ["seeds", "integer", "'many'"]),
+        ("seeds=0", ["seeds", "greater than or equal to 1", "0"]),
+        ("effort=-1", ["effort", "greater than 0"]),
+        ("clusters=[4,x]", ["clusters.1", "'x'"]),
+        ("clusters=61", ["k = 61", "60"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(place, given, words):
+    refused(plan(place, config=[given]), CONFIGURATION, *words)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"targets": {"small": {"training": {"lrr": 1}}}}, ["small.training.lrr", "did you mean 'lr'"]),
+        ({"targets": {"small": {"training": {"epochs": "x"}}}}, ["targets.small.training.epochs", "'x'"]),
+        ({"targets": {"small": {"backbone": {"strides": [2]}}}}, ["targets.small.backbone", "2 widths"]),
+        ({"targets": {"small": {"backbone": {"name": "plian"}}}}, ["did you mean 'plain'"]),
+        ({"teachers": {"deep": {"layers": ["block9"]}}}, ["teachers.deep.layers", "block9", "block2"]),
+        ({"teachers": {"deep": {"like": "dep"}}}, ["teachers.deep.like", "'dep'"]),
+        ({"teachers": {"deep": {"task": {"min_distance": 2}}}}, ["min_distance", "at least 3"]),
+        ({"datasets": {"images": {"size": 20}}}, ["size", "20", "27"]),
+        ({"use": {"target": "imagse"}}, ["use.target", "did you mean 'images'"]),
+        ({"evaluations": {"knnn": {}}}, ["evaluations.knnn", "did you mean 'knn'"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_overlay_is_refused_before_the_first_job(place, tmp_path, values, words):
+    changed = overlay(tmp_path / "x.yaml", values)
+    refused(plan(place, files=[changed]), CONFIGURATION, *words)
+
+
+@pytest.mark.parametrize("text", ["{a: [", "\t- x: y\n z", "just words"])
+def test_an_overlay_that_is_no_yaml_runs_nothing(place, tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    done = plan(place, files=[path])
+    assert done.returncode and "Job stats" not in output(done)
+
+
+def pictures_without(place, tmp_path, *gone):
+    """Copies the pictures but for what lies below `gone`."""
+    copy = shutil.copytree(place / "pictures", tmp_path / "copy")
+    for name in gone:
+        shutil.rmtree(copy / name)
+    return copy
+
+
+def test_a_missing_path_is_refused(place):
+    refused(plan(place, images="nothing here"), CONFIGURATION, f"{place}/nothing here", "nothing at")
+
+
+def test_an_empty_folder_is_refused(place, tmp_path):
+    refused(plan(place, images=tmp_path), DATA, "at least 10 pictures", "found 0", str(tmp_path))
+
+
+def test_one_picture_is_refused(place, tmp_path):
+    (tmp_path / "a.png").write_bytes(drawing.encoded(drawing.picture(0, 0)))
+    refused(plan(place, images=tmp_path), DATA, "at least 10 pictures", "found 1")
+
+
+def test_another_file_than_an_archive_is_refused(place):
+    refused(plan(place, images=TINY), DATA, "a folder, a zip or a tar", "another file")
+
+
+def test_a_class_in_only_one_split_is_refused(place, tmp_path):
+    copy = pictures_without(place, tmp_path, "test/bird")
+    refused(plan(place, images=copy), DATA, "'bird'", "train/ and in test/")
+
+
+def test_labels_in_only_one_split_are_refused(place, tmp_path):
+    copy = pictures_without(place, tmp_path, "test")
+    refused(plan(place, images=copy), DATA, "none in test/CLASS/")
+
+
+def test_too_many_broken_files_end_the_run_and_are_named_in_the_log(place, tmp_path):
+    copy = pictures_without(place, tmp_path, "train", "test")
+    for path in sorted((copy / "train-unlabelled/bird").iterdir()):
+        path.write_bytes(b"<html>not found</html>")
+    done = workflow(tmp_path / "run", copy)
+    assert done.returncode == 1
+    assert "Traceback" not in output(done)
+    log = (tmp_path / "run/results/logs/ingest/images.log").read_text()
+    assert "20 of 60 chosen files are bad" in log and "bird/000.png" in log
+    assert "pretext_train" not in output(done).split("Job stats")[1].split("Select jobs", 1)[1]
+    assert not list((tmp_path / "run/results").rglob("*.h5"))
+
+
+def test_a_relative_path_is_meant_from_where_the_user_stands(place, tmp_path):
+    elsewhere = plan(place, "-p", images="./pictures")
+    assert f'"path": "{place}/pictures"' in output(elsewhere)
+    here = run(
+        *(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "-n", "-p"),
+        *("--cores", 1, "--config", "images=pictures", "clusters=4"),
+        cwd=place,
+    )
+    assert f'"path": "{place}/pictures"' in output(here)

@@ -36,7 +36,9 @@ def test_a_loaded_backbone_gives_the_same_maps_bit_for_bit(saved):
         loaded = kt.load_backbone(path)
         assert not loaded.training and loaded.layers == backbone.layers
         for layer in backbone.layers:
-            assert torch.equal(loaded.features(pixels, layer, 2), backbone.features(pixels, layer, 2))
+            assert torch.equal(
+                loaded.features(pixels, layer, 2), backbone.features(pixels, layer, 2)
+            )
 
 
 def test_the_description_says_what_the_weights_are(saved):
@@ -77,7 +79,9 @@ def test_a_description_of_another_network_is_refused(saved):
 def test_a_description_that_names_no_known_backbone_is_refused(saved):
     _, folder = saved
     alter(folder, lambda content: content["backbone"].update(name="residul"))
-    with pytest.raises(ConfigError, match="no file kt/backbones/residul.py; did you mean 'residual'"):
+    with pytest.raises(
+        ConfigError, match="no file kt/backbones/residul.py; did you mean 'residual'"
+    ):
         kt.load_backbone(folder)
 
 

@@ -1,6 +1,6 @@
 """One contract for every plug-in found by file name; a new file is tested without a new test.
 
-Options come from config.yaml and the presets; a plug-in that none of them uses gets an example here.
+Options come from config.yaml and the presets, which must use every plug-in somewhere.
 """
 
 import importlib

@@ -188,3 +188,9 @@ def test_a_browser_refuses_whatever_the_page_would_fetch(run, tmp_path):
     page = tmp_path / "index.html"
     page.write_text(html(run).replace("<h2>", '<img src="http://example.invalid/x.png"><h2>', 1))
     assert "violates" in " ".join(opened(page, tmp_path / "profile")[1])
+
+
+def test_seconds_of_tables_are_counted_by_the_step_that_wrote_them(run):
+    step_name, origin = report.read_origin(run.pseudo_labels[0])
+    totals = dict(report.step_seconds([], [(step_name, origin), (step_name, {"seconds": 2.0})], []))
+    assert totals == {"pseudo_labels": pytest.approx(origin["seconds"] + 2.0)}

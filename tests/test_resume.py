@@ -124,7 +124,11 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path):
 
 def test_the_same_settings_give_the_state_back(tmp_path):
     tensor = torch.rand(3)
-    settings = {"lr": 0.1, "path": crafted.pack(crafted.noise(1, 2)).path, "task": crafted.training()}
+    settings = {
+        "lr": 0.1,
+        "path": crafted.pack(crafted.noise(1, 2)).path,
+        "task": crafted.training(),
+    }
     resume.save(tmp_path, 3, {"step": 3, "weights": tensor}, settings)
     found = resume.newest(tmp_path, dict(reversed(settings.items())), torch.device("cpu"))
     assert found["step"] == 3 and torch.equal(found["weights"], tensor)

@@ -34,7 +34,9 @@ def path(tmp_path):
 
 def test_what_is_written_is_read_back(path):
     features, keys = read(path)
-    assert features.tolist() == np.arange(24).reshape(8, 3).tolist() and features.dtype == np.float32
+    assert (
+        features.tolist() == np.arange(24).reshape(8, 3).tolist() and features.dtype == np.float32
+    )
     assert keys == crafted.names(8)
 
 

@@ -1,0 +1,386 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kt import config, workflow
+from kt.core.step import ConfigError
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+BASE = config.read(ROOT / "config.yaml")
+TEACHER = BASE["teachers"]["deep"]
+
+
+def resolve(**overlay) -> config.Config:
+    return config.resolve(ROOT, overlay)
+
+
+def refusal(**overlay) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(**overlay)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------- what is shipped
+
+
+def test_the_default_configuration_is_valid():
+    found = resolve()
+    assert found.clusters == [100] and set(found.teachers) >= {"deep", "own", "hog"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid(path):
+    overlay = config.read(path)
+    found = config.resolve(ROOT, overlay)
+    for name in found.use.model_dump().values():
+        assert name in found.datasets
+    assert (
+        "fashion_mnist" not in found.datasets or "fashion_mnist" in found.use.model_dump().values()
+    )
+
+
+@pytest.mark.parametrize(
+    "path", [None, *PRESETS], ids=lambda path: path.stem if path else "default"
+)
+def test_every_arm_that_an_honest_report_needs_is_in_every_preset(path):
+    found = config.resolve(ROOT, config.read(path) if path else {})
+    assert set(config.ARMS) == {model.describe["arm"] for model in workflow.judged(found)}
+
+
+def test_own_pictures_need_nothing_but_their_path():
+    found = resolve(images="my pictures.zip")
+    assert found.datasets["images"].path == "my pictures.zip"
+    assert set(found.use.model_dump().values()) == {"images"}
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "overlay, key, hint",
+    [
+        ({"cluster": 5}, "cluster", "clusters"),
+        ({"clustering": {"whitten": True}}, "clustering.whitten", "whiten"),
+        ({"teachers": {"deep": {"trainig": {}}}}, "teachers.deep.trainig", "training"),
+        (
+            {"teachers": {"deep": {"training": {"epoch": 3}}}},
+            "teachers.deep.training.epoch",
+            "epochs",
+        ),
+        (
+            {"teachers": {"deep": {"task": {"permutation": 3}}}},
+            "teachers.deep.task.permutation",
+            "permutations",
+        ),
+        (
+            {"targets": {"small": {"backbone": {"width": [3]}}}},
+            "targets.small.backbone.width",
+            "widths",
+        ),
+        ({"evaluations": {"knn": {"neighbors": 3}}}, "evaluations.knn.neighbors", "neighbours"),
+        ({"datasets": {"fashion_mnist": {"sise": 3}}}, "datasets.fashion_mnist.sise", "size"),
+        (
+            {"evaluations": {"finetune": {"training": {"lrr": 3}}}},
+            "evaluations.finetune.training.lrr",
+            "lr",
+        ),
+        (
+            {"evaluations": {"finetune": {"task": {"flipp": 3}}}},
+            "evaluations.finetune.task.flipp",
+            "flip",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_valid_one(overlay, key, hint):
+    found = refusal(**overlay)
+    assert f"{key}: unknown key; did you mean {hint!r}?" in found
+
+
+@pytest.mark.parametrize(
+    "overlay, parts",
+    [
+        ({"seeds": "many"}, ["seeds:", "integer", "'many'"]),
+        ({"seeds": 0}, ["seeds:", "greater than or equal to 1", "0"]),
+        ({"effort": 0}, ["effort:", "greater than 0"]),
+        ({"effort": ".nan"}, ["effort:", "'.nan'"]),
+        ({"clusters": [1]}, ["clusters.0:", "greater than or equal to 2", "1"]),
+        ({"clusters": []}, ["clusters:", "at least 1 item"]),
+        ({"clusters": "[50,"}, ["clusters:", "expected a list such as [50, 100]", "'[50,'"]),
+        ({"clusters": [50, 50]}, ["clusters: each k once", "[50, 50]"]),
+        ({"clusters": 99999}, ["clusters: k = 99999", "10000 images", "fashion_mnist"]),
+        ({"datasets": {"fashion_mnist": {"size": 5}}}, ["datasets.fashion_mnist.size:", "12", "5"]),
+        ({"datasets": []}, ["datasets:", "[]"]),
+        ({"use": {"pretext": "minst"}}, ["use.pretext: 'minst' is not defined"]),
+        ({"verdict": ["kn"]}, ["verdict: 'kn'", "did you mean 'knn'"]),
+        ({"clustering": {"pca": None}}, ["clustering.whiten: needs clustering.pca"]),
+        ({"teachers": {"deep": {"backbone": "smal"}}}, ["teachers.deep.backbone", "'small'"]),
+        ({"teachers": {"deep": {"backbone": {"name": "resnet"}}}}, ["kt/backbones/resnet.py"]),
+        ({"teachers": {"deep": {"layers": ["blok2"]}}}, ["teachers.deep.layers", "'block2'"]),
+        ({"teachers": {"deep": {"transfer_as": "best"}}}, ["teachers.deep.transfer_as", "'best'"]),
+        ({"teachers": {"deep": {"task": {"grey": 1.5}}}}, ["teachers.deep.task.grey", "1.5"]),
+        ({"teachers": {"deep": {"task": {"min_distance": 2}}}}, ["min_distance", "at least 3"]),
+        ({"teachers": {"longer": {"budget": ["deep", "tiny"]}}}, ["longer.budget", "'tiny'"]),
+        ({"teachers": {"longer": {"budget": ["longer"]}}}, ["longer.budget", "'longer'"]),
+        ({"teachers": {"small": {"like": "deep"}}}, ["different names", "small"]),
+        ({"teachers": {"a/b": {"like": "deep"}}}, ["teachers.a/b", "pattern"]),
+        ({"targets": {"../up": BASE["targets"]["small"]}}, ["targets.../up", "pattern"]),
+        ({"datasets": {"fashion_mnist": {"source": "folders"}}}, ["kt/sources/folders.py"]),
+        ({"evaluations": {"finetune": {"training": {"lr": -1}}}}, ["finetune.training.lr", "-1"]),
+        ({"evaluations": {"clusters": {"task": {"crop": 2}}}}, ["evaluations.clusters.task", "2"]),
+        ({"images": 5}, ["images:", "string", "5"]),
+        ({"images": "p", "datasets": {"images": None}}, ["datasets:", "at least 1 item"]),
+        ({"images": "p", "datasets": {"images": None, "other": BASE["datasets"]["fashion_mnist"]}},
+         ["images: is set, but datasets.images is missing"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_its_key_what_was_found_and_what_is_allowed(overlay, parts):
+    found = refusal(**overlay)
+    assert all(part in found for part in parts), found
+
+
+def test_every_fault_is_named_at_once():
+    found = refusal(seeds=0, effort=-1, clustering={"pca": "x"})
+    assert all(key in found for key in ("seeds:", "effort:", "clustering.pca:"))
+
+
+def test_a_missing_value_is_named():
+    values = copy.deepcopy(BASE["teachers"])
+    del values["deep"]["training"]["lr"]
+    with pytest.raises(ConfigError, match=r"teachers.deep.training.lr: missing; every value"):
+        config.check(config.Config, BASE | {"teachers": {"deep": values["deep"]}})
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [("a: [1", "not valid YAML"), ("- 1\n- 2", "found list"), ("", "found NoneType"),
+     ("!!python/object/apply:os.system ['true']", "not valid YAML")],
+)  # fmt: skip
+def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text, fault):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"my.yaml.*{fault}"):
+        config.read(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read .*no.yaml: No such file"):
+        config.read(tmp_path / "no.yaml")
+
+
+# ---------------------------------------------------------------------------- coercion
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [(50, [50]), ("50", [50]), ([50, 100], [50, 100]), ("[50,100]", [50, 100]), (["50"], [50])],
+)
+def test_clusters_are_one_value_or_many_however_written(given, expected):
+    assert resolve(clusters=given).clusters == expected
+
+
+def test_numbers_that_arrive_as_strings_are_coerced():
+    overlay = {"training": {"lr": "1e-3", "epochs": "7"}, "seeds": "2", "task": {"grey": "0.25"}}
+    found = resolve(effort="1e-1", seeds="5", teachers={"deep": overlay})
+    teacher = found.teachers["deep"]
+    assert (teacher.training.lr, teacher.training.epochs, teacher.seeds) == (0.001, 7, 2)
+    assert (found.effort, found.seeds) == (0.1, 5)
+    task = config.options("tasks", "jigsawpp", teacher.task.options())
+    assert task.grey == 0.25
+
+
+# ---------------------------------------------------------------------------- merging
+
+
+def test_mappings_are_merged_and_everything_else_replaced():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+    assert config.merge(base, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}, "d": 4}
+    assert config.merge(base, {"d": {"e": 1}})["d"] == {"e": 1}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+
+
+def test_another_plug_in_replaces_the_options_of_the_one_before():
+    base = {"backbone": {"name": "plain", "widths": [1], "strides": [1]}}
+    other = {"backbone": {"name": "hog", "cells": 4}}
+    assert config.merge(base, other) == other
+    same = {"backbone": {"name": "plain", "widths": [2]}}
+    assert config.merge(base, same)["backbone"] == base["backbone"] | {"widths": [2]}
+    assert config.merge(base, {"backbone": {"widths": [3]}})["backbone"]["strides"] == [1]
+
+
+def test_null_removes_an_entry_but_not_a_plain_value_or_a_task():
+    base = {"teachers": {"a": {"x": 1}, "b": {"x": 2}}, "path": "here", "task": {"name": "t"}}
+    assert config.merge(base, {"teachers": {"a": None}})["teachers"] == {"b": {"x": 2}}
+    assert config.merge(base, {"path": None})["path"] is None
+    assert config.merge(base, {"task": None})["task"] is None
+
+
+def test_merging_nothing_changes_nothing():
+    assert config.merge(BASE, {}) == BASE
+    assert config.merge(BASE, copy.deepcopy(BASE)) == BASE
+
+
+def test_like_copies_what_is_not_given():
+    found = resolve(teachers={"twin": {"like": "own", "map": 3, "training": {"epochs": 2}}})
+    twin, own, deep = (found.teachers[name] for name in ("twin", "own", "deep"))
+    assert twin.map == 3 and twin.backbone == own.backbone == "small"
+    assert twin.training == deep.training.model_copy(update={"epochs": 2})
+    assert twin.task == deep.task
+    assert found.teachers["untrained"].task is None
+
+
+@pytest.mark.parametrize("other", ["deeep", "twin", ["deep"], {"a": 1}, 5, None])
+def test_like_must_name_another_teacher(other):
+    assert "teachers.twin.like: expected another teacher" in refusal(
+        teachers={"twin": {"like": other}}
+    )
+
+
+def test_likes_must_not_run_in_a_circle():
+    circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "a"}}
+    assert "like: expected another teacher" in refusal(teachers=circle)
+
+
+# ---------------------------------------------------------------------------- effort, names
+
+
+@pytest.mark.parametrize("effort, expected", [(1, 10), (0.1, 1), (0.001, 1), (2.5, 25), (0.26, 3)])
+def test_effort_multiplies_epochs_and_leaves_at_least_one(effort, expected):
+    found = resolve(effort=effort)
+    training = found.teachers["deep"].training.model_copy(update={"epochs": 10})
+    assert workflow.epochs(found, training) == expected
+
+
+def test_effort_reaches_the_images_of_fine_tuning():
+    jobs = workflow.evaluation_jobs(resolve(effort=0.5), True)
+    assert jobs["finetune"]["finetune"]["images"] == BASE["evaluations"]["finetune"]["images"] / 2
+
+
+def test_a_new_k_adds_networks_and_keeps_the_names_of_the_others():
+    few, more = (
+        {model.name: model.folders() for model in workflow.judged(resolve(clusters=clusters))}
+        for clusters in ([100], [100, 50])
+    )
+    assert few.items() <= more.items()
+    assert len(more) - len(few) == sum(name.endswith("/k100") for name in few)
+
+
+def test_without_labels_there_is_no_supervised_bound_and_no_probe():
+    found = resolve()
+    assert all("supervised" not in model.name for model in workflow.judged(found, labelled=False))
+    jobs = workflow.evaluation_jobs(found, labelled=False)
+    assert {name for job in jobs.values() for name in job} == {"clusters"}
+
+
+def test_fingerprints_are_those_of_the_values():
+    one, two = resolve(), resolve()
+    assert workflow.fingerprint(one) == workflow.fingerprint(two)
+    assert workflow.fingerprint(one) != workflow.fingerprint(resolve(seeds=4))
+
+
+def test_the_reference_names_every_key_of_the_default_configuration():
+    text = config.reference()
+    for key in ("seeds", "teachers.NAME.training.lr", "targets.NAME.supervised", "clustering.pca"):
+        assert f"| `{key}` |" in text
+    for kind in ("backbones", "tasks", "evaluations"):
+        assert all(f"## {kind}: `{name}`" in text for name in config.plugins(kind))
+    assert "|  |" not in text  # every key has a type and a meaning
+
+
+# ---------------------------------------------------------------------------- imports
+
+
+def test_reading_the_configuration_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kt import config, workflow\n"
+        f"settings = config.resolve(Path({str(ROOT)!r}), {{'images': 'p'}})\n"
+        "workflow.judged(settings), workflow.evaluation_jobs(settings, True)\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'skimage', 'matplotlib', 'faiss', 'scipy'}\n"
+        "print(*sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# ---------------------------------------------------------------------------- any input
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 10**6), st.floats(), st.text(max_size=6),
+    st.sampled_from(["1e-3", "[1,2]", "[", "deep", "small", "knn", "plain", "../x", "{}"]),
+)  # fmt: skip
+KEYS = st.one_of(
+    st.text(max_size=5), st.sampled_from(["name", "like", "task", "size", "layers", "backbone"])
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def paths(values, prefix=()):
+    """Lists the dotted places of a mapping."""
+    for key, value in values.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, key))
+
+
+def nested(path, value):
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def answer(overlay):
+    """Gives the configuration, or nothing where it is refused; any other error is a bug."""
+    try:
+        return config.resolve(ROOT, overlay)
+    except ConfigError as error:
+        assert str(error)
+        return None
+
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@given(st.sampled_from(list(paths(BASE))), VALUES)
+@FUZZ
+def test_any_value_at_any_place_is_accepted_or_refused_but_never_crashes(path, value):
+    found = answer(nested(path, value))
+    assert found is None or isinstance(found, config.Config)
+
+
+@given(st.dictionaries(st.sampled_from(list(BASE)) | st.text(max_size=8), VALUES, max_size=3))
+@FUZZ
+def test_any_overlay_is_accepted_or_refused_but_never_crashes(overlay):
+    found = answer(overlay)
+    assert found is None or isinstance(found, config.Config)
+
+
+@given(st.sampled_from(["teachers", "targets", "datasets", "evaluations"]), KEYS, VALUES)
+@FUZZ
+def test_any_new_entry_is_accepted_or_refused_but_never_crashes(section, name, value):
+    answer({section: {name: value}})
+
+
+@pytest.mark.parametrize("key", [5, 1.5, True, None, (1, 2)])
+@pytest.mark.parametrize("section", ["teachers", "datasets", "evaluations", "clustering", None])
+def test_keys_that_are_no_strings_are_refused(section, key):
+    overlay = {section: {key: {"like": "nobody"}}} if section else {key: 1}
+    assert answer(overlay) is None
+
+
+def test_a_resolved_configuration_can_be_written_and_read_again():
+    found = resolve()
+    text = yaml.safe_dump(found.model_dump(mode="json"))
+    assert config.check(config.Config, yaml.safe_load(text)) == found
+    assert config.dumps(found) == config.dumps(config.check(config.Config, yaml.safe_load(text)))
