@@ -41,11 +41,13 @@ class Transform:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--features", type=Path, required=True, help="table to cluster")
     parser.add_argument("--k", type=int, required=True, help="number of clusters")
-    parser.add_argument("--settings", type=config.json_of(config.Clustering), required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--settings", type=config.json_of(config.Clustering), required=True, help="JSON, see above"
+    )
+    parser.add_argument("--seed", type=int, required=True, help="of the first centroids")
+    parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -296,6 +296,9 @@ def resolve(root: Path, overlay: dict[str, Any], check_plugins: bool = True) -> 
     if overlay.get("images"):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     values = merge(values, overlay)
+    for kind in ("datasets", "teachers", "targets", "evaluations"):
+        if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
+            values[kind] = {k: v for k, v in values[kind].items() if v is not None}
     if isinstance(values.get("teachers"), dict):
         values["teachers"] = _expand_likes(values["teachers"])
     config = check(Config, values)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluations", type=json.loads, required=True, help="options of each, by name"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the packed data set")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
 
 
 def run(arguments: argparse.Namespace) -> None:

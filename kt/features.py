@@ -20,10 +20,10 @@ BATCH = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--model", type=Path, required=True, help="folder of the teacher")
-    parser.add_argument("--layer", required=True)
+    parser.add_argument("--layer", required=True, help="as in model.json")
     parser.add_argument("--map", type=int, required=True, help="pool the map to map x map")
-    parser.add_argument("--pack", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pack", type=Path, required=True, help="packed images")
+    parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,9 @@ FEWEST = 10  # images to learn from without labels
 
 def add_arguments(parser) -> None:
     """Declares the options of this step."""
-    parser.add_argument("--dataset", type=config.json_of(config.Dataset), required=True)
+    parser.add_argument(
+        "--dataset", type=config.json_of(config.Dataset), required=True, help="JSON, see above"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the packed data set")
     parser.add_argument("--seed", type=int, required=True, help="of the draws of subsets")
 

@@ -25,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--pack", type=Path, required=True, help="images to train on")
     parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
-    parser.add_argument("--backbone", type=config.json_of(config.Plugin), required=True)
+    parser.add_argument(
+        "--backbone", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
+    )
     parser.add_argument("--task", type=_task, required=True, help="null: random weights")
     parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
     parser.add_argument("--epochs", type=int, default=0, help="passes, `effort` included")
     parser.add_argument(
         "--budget", type=json.loads, default=[], help="trainings whose summed cost sets the epochs"
     )
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _job(arguments, backbone, context, pack, train, held_out):
     import torch
 
-    from kt.core import training
+    from kt.core import table, training
 
     task = build_task(arguments.task, context)
     torch.manual_seed(arguments.seed)  # the head's weights
@@ -80,7 +82,7 @@ def _job(arguments, backbone, context, pack, train, held_out):
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,
-        {**fingerprint(arguments), "pack": step.read_json(arguments.data_report).get("digests")},
+        {**fingerprint(arguments), "digest": table.digest(arguments.pack)},
     )  # fmt: skip
     if arguments.budget:
         cost = sum(_cost(part, pack.size) * part["epochs"] for part in arguments.budget)

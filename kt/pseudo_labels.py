@@ -24,9 +24,9 @@ ROWS = 16384  # projected at a time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--features", type=Path, required=True, help="of the images to label")
-    parser.add_argument("--clusters", type=Path, required=True)
+    parser.add_argument("--clusters", type=Path, required=True, help="centroids")
     parser.add_argument("--describe", type=config_json, default={}, help="teacher, layer, k")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
 def config_json(text: str) -> dict:

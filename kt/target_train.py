@@ -25,15 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--pack", type=Path, required=True, help="images to train on")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pseudo-labels", type=Path)
+    source.add_argument("--pseudo-labels", type=Path, help="table of clusters, by key")
     source.add_argument("--labels", type=Path, help="true labels: the supervised bound")
     parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
-    parser.add_argument("--backbone", type=config.json_of(config.Plugin), required=True)
-    parser.add_argument("--task", type=config.json_of(config.Plugin), required=True)
-    parser.add_argument("--training", type=config.json_of(config.Training), required=True)
+    parser.add_argument(
+        "--backbone", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
+    )
+    parser.add_argument(
+        "--task", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
+    )
+    parser.add_argument(
+        "--training", type=config.json_of(config.Training), required=True, help="JSON, all its values"
+    )
     parser.add_argument("--epochs", type=int, required=True, help="passes, `effort` included")
     parser.add_argument("--budget-of", type=Path, help="make as many steps as on this pack")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")

@@ -25,7 +25,7 @@ def picture(label: int, number: int, size: int = 32) -> np.ndarray:
 
 
 def pattern(label: int, number: int, size: int = 32) -> np.ndarray:
-    """Draws stripes, rings or checks with noise, in a colour that tells nothing: (S, S, 3) uint8."""
+    """Draws noisy stripes, rings or checks in any colour: (S, S, 3) uint8."""
     random = np.random.default_rng([label, number])
     rows, columns = np.mgrid[:size, :size]
     period = random.uniform(5, 9)

@@ -138,24 +138,25 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(place, given,
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"targets": {"small": {"training": {"lrr": 1}}}}, ["small.training.lrr", "did you mean 'lr'"]),
-        ({"targets": {"small": {"training": {"epochs": "x"}}}}, ["targets.small.training.epochs", "'x'"]),
-        ({"targets": {"small": {"backbone": {"strides": [2]}}}}, ["targets.small.backbone", "2 widths"]),
-        ({"targets": {"small": {"backbone": {"name": "plian"}}}}, ["did you mean 'plain'"]),
-        ({"teachers": {"deep": {"layers": ["block9"]}}}, ["teachers.deep.layers", "block9", "block2"]),
-        ({"teachers": {"deep": {"like": "dep"}}}, ["teachers.deep.like", "'dep'"]),
-        ({"teachers": {"deep": {"task": {"min_distance": 2}}}}, ["min_distance", "at least 3"]),
-        ({"datasets": {"images": {"size": 20}}}, ["size", "20", "27"]),
-        ({"use": {"target": "imagse"}}, ["use.target", "did you mean 'images'"]),
-        ({"evaluations": {"knnn": {}}}, ["evaluations.knnn", "did you mean 'knn'"]),
+        ("targets: {small: {training: {lrr: 1}}}", ["small.training.lrr", "did you mean 'lr'"]),
+        ("targets: {small: {training: {epochs: x}}}", ["targets.small.training.epochs", "'x'"]),
+        ("targets: {small: {backbone: {strides: [2]}}}", ["targets.small.backbone", "2 widths"]),
+        ("targets: {small: {backbone: {name: plian}}}", ["did you mean 'plain'"]),
+        ("teachers: {deep: {layers: [block9]}}", ["teachers.deep.layers", "block9", "block2"]),
+        ("teachers: {deep: {like: dep}}", ["teachers.deep.like", "'dep'"]),
+        ("teachers: {deep: {task: {min_distance: 2}}}", ["min_distance", "at least 3"]),
+        ("datasets: {images: {size: 20}}", ["size", "20", "27"]),
+        ("use: {target: imagse}", ["use.target", "did you mean 'images'"]),
+        ("evaluations: {knnn: {}}", ["evaluations.knnn", "did you mean 'knn'"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_overlay_is_refused_before_the_first_job(place, tmp_path, values, words):
-    changed = overlay(tmp_path / "x.yaml", values)
-    refused(plan(place, files=[changed]), CONFIGURATION, *words)
+    path = tmp_path / "x.yaml"
+    path.write_text(values)
+    refused(plan(place, files=[path]), CONFIGURATION, *words)
 
 
-@pytest.mark.parametrize("text", ["{a: [", "\t- x: y\n z", "just words"])
+@pytest.mark.parametrize("text", ["{a: [", "\\t- x: y\\n z", "just words"])
 def test_an_overlay_that_is_no_yaml_runs_nothing(place, tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
@@ -172,7 +173,8 @@ def pictures_without(place, tmp_path, *gone):
 
 
 def test_a_missing_path_is_refused(place):
-    refused(plan(place, images="nothing here"), CONFIGURATION, f"{place}/nothing here", "nothing at")
+    done = plan(place, images="nothing here")
+    refused(done, CONFIGURATION, f"found nothing at '{place}/nothing here'")
 
 
 def test_an_empty_folder_is_refused(place, tmp_path):

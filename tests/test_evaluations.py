@@ -129,11 +129,12 @@ def test_the_penalty_is_chosen_without_test_labels(backbone, data, monkeypatch):
     for test_labels in (data.test.labels, (data.test.labels + 1) % 3):
         chosen.clear()
         changed = dataclasses.replace(data, test=judge.Split(data.test.pack, test_labels))
-        linear.evaluate(backbone, changed, linear.Options(**LINEAR), 0)
-        outcomes.append(list(chosen))
+        records = linear.evaluate(backbone, changed, linear.Options(**LINEAR), 0)
+        validation = [row for row in records if row["metric"] == "validation_top1"]
+        outcomes.append((list(chosen), validation))
     assert outcomes[0] == outcomes[1]
     # Two candidates on the kept part, then all of train, for each of two layers.
-    assert [number for number, _ in outcomes[0]] == [24, 24, 30] * 2
+    assert [number for number, _ in outcomes[0][0]] == [24, 24, 30] * 2
 
 
 # ---------------------------------------------------------------------------- scores
@@ -234,6 +235,16 @@ def test_fine_tuning_sees_the_drawn_labels_alone(backbone, data):
     options = finetune.Options(**FINETUNE)
     one, two = (finetune.run(backbone, given, rows, options, 0) for given in (data, changed))
     assert torch.equal(one, two)
+
+
+def test_the_head_and_its_training_depend_on_the_seed_alone(backbone, data):
+    guess = judge.Split(crafted.pack(crafted.noise(200, 16)), torch.arange(200) % 3)
+    hard, options = dataclasses.replace(data, test=guess), finetune.Options(**FINETUNE)
+    found = []
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        found.append(finetune.run(backbone, hard, torch.arange(9), options, seed))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_too_few_labels_leave_a_run_out_and_say_so(backbone, data, caplog):

@@ -39,8 +39,12 @@ def test_permutations_are_always_the_same_and_a_larger_set_begins_with_the_small
     assert large[0].tolist() == [5, 0, 7, 2, 6, 8, 4, 3, 1]  # another set gives other labels
 
 
-def test_the_solved_puzzle_is_no_label():
-    assert (permutations.permutation_set(701, 2) != np.arange(9)).any(1).all()
+def test_the_solved_puzzle_is_no_label(monkeypatch):
+    monkeypatch.setattr(permutations, "NUM_TILES", 4)
+    every = permutations.permutation_set(23, 2)
+    assert [0, 1, 2, 3] not in every.tolist() and len(np.unique(every, axis=0)) == 23
+    with pytest.raises(ConfigError, match="found 23"):
+        permutations.permutation_set(24, 2)
 
 
 def test_a_set_that_cannot_exist_is_refused_with_what_was_found():
@@ -110,6 +114,8 @@ def test_cells_are_distinct_within_each_image_and_own_tiles_follow_the_permutati
     layout = task.layout(torch.arange(2000), 0)
     own = task.permutations[layout["labels"]]
     assert torch.equal(layout["cell"][layout["source"] == 0], own[layout["source"] == 0])
+    by_chance = (layout["cell"] == own)[layout["source"] == 1].double().mean()
+    assert abs(by_chance - 1 / 9) < 0.03
     foreign = layout["cell"][layout["source"] == 1].bincount(minlength=9).double()
     assert (foreign / foreign.sum() - 1 / 9).abs().max() < 0.02
     for cells, source in zip(layout["cell"], layout["source"], strict=True):

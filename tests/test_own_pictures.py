@@ -20,7 +20,7 @@ from kt.core import table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NAME = "my pictures' \"$(touch pwned)\" `touch pwned`; touch pwned &"
+NAME = 'my pictures\' "$(touch pwned)" `touch pwned`; touch pwned &'
 # One teacher and what follows from it; trained long enough to be killed in the middle.
 BRIEF = {
     "teachers": {name: None for name in ("own", "longer", "untrained", "random", "hog")}
@@ -36,9 +36,9 @@ TARGET = "results/targets/small/deep/block2/k4/s0"
 def place(tmp_path_factory):
     """A folder with pictures of no known class, in a folder of a hostile name, and the overlay."""
     folder = tmp_path_factory.mktemp("own")
-    files = drawing.tree(40, 0, 0, draw=drawing.pattern)
-    drawing.write_folder({f"day {number}/{os.path.basename(name)}{number}.png": payload
-                          for number, (name, payload) in enumerate(files.items())}, folder / NAME)  # fmt: skip
+    files = drawing.tree(40, 0, 0, draw=drawing.pattern).values()
+    files = {f"day {number % 3}/{number}.png": payload for number, payload in enumerate(files)}
+    drawing.write_folder(files, folder / NAME)
     overlay(folder / "brief.yaml", BRIEF)
     return folder
 
@@ -171,6 +171,6 @@ def test_a_stopped_training_keeps_its_state_and_goes_on_to_the_same_weights(plac
     assert finished.returncode == 0 and "goes on at step" in output(finished), output(finished)
     assert not (tmp_path / "state").exists()
     mine, whole = (
-        json.loads((folder / "model.json").read_text()) for folder in (tmp_path / "model", done / TARGET)
+        json.loads((at / "model.json").read_text()) for at in (tmp_path / "model", done / TARGET)
     )
     assert mine["digest"] == whole["digest"]

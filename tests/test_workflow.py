@@ -25,6 +25,7 @@ METRICS = {
     "finetune": {"top1", "mean_class_accuracy"},
     "clusters": {"nmi", "purity"},
 }
+FIELDS = ("model", "arm", "evaluation", "dataset", "metric", "value", "seed", "n")
 LAYERS = ("deep/block2", "hog/hog", "untrained/block2")
 
 
@@ -62,13 +63,14 @@ def test_every_arm_is_judged_by_every_evaluation(full):
     assert {record["arm"] for record in records} == ARMS
     for arm in ARMS:
         for evaluation, metrics in METRICS.items():
-            found = {r["metric"] for r in records if (r["arm"], r["evaluation"]) == (arm, evaluation)}
-            assert metrics <= found, (arm, evaluation)
+            about = (arm, evaluation)
+            found = {r["metric"] for r in records if (r["arm"], r["evaluation"]) == about}
+            assert metrics <= found, about
 
 
 def test_every_record_has_the_agreed_fields_and_a_fraction(full):
     for record in json.loads((full / "results/report/metrics.json").read_text()):
-        assert {"model", "arm", "evaluation", "dataset", "metric", "value", "seed", "n"} <= set(record)
+        assert set(FIELDS) <= set(record)
         assert math.isfinite(record["value"]) and 0 <= record["value"] <= 1, record
         assert record["n"] > 0 and record["seed"] == 0
         if record["arm"] in ("transfer", "untrained", "hog"):
@@ -160,7 +162,8 @@ def test_a_changed_target_training_keeps_teachers_and_clusters(full, tmp_path):
     origins = ["supervised", *(f"{layer}/k4" for layer in LAYERS)]
     planned = jobs(again(full, "-n", files=[changed]))
     expected = [f"target_train small {origin} s0" for origin in origins]
-    expected += [f"evaluate small/{origin} {job}" for origin in origins for job in ("frozen", "finetune")]
+    for job in ("frozen", "finetune"):
+        expected += [f"evaluate small/{origin} {job}" for origin in origins]
     assert planned == sorted([*expected, "report"])
 
 

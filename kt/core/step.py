@@ -141,9 +141,10 @@ def git_state() -> str:
     root = Path(kt.__file__).parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return "none"
+    return found.stdout.strip() or "none"
 
 
 @functools.cache
@@ -159,7 +160,7 @@ def provenance(parents: dict[str, str] | None = None, **more) -> dict:
     """Gives where an artefact comes from: version, git, parents' digests, host, seconds so far."""
     return {
         "version": kt.__version__,
-        "git": git_state() or "none",
+        "git": git_state(),
         "parents": parents or {},
         "host": platform.node(),
         "seconds": round(time.time() - start_time(), 3),
