@@ -156,7 +156,7 @@ def test_a_wrong_overlay_is_refused_before_the_first_job(place, tmp_path, values
     refused(plan(place, files=[path]), CONFIGURATION, *words)
 
 
-@pytest.mark.parametrize("text", ["{a: [", "\\t- x: y\\n z", "just words"])
+@pytest.mark.parametrize("text", ["{a: [", "\t- x: y\n z", "just words"])
 def test_an_overlay_that_is_no_yaml_runs_nothing(place, tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
@@ -217,8 +217,8 @@ def test_a_relative_path_is_meant_from_where_the_user_stands(place, tmp_path):
     elsewhere = plan(place, "-p", images="./pictures")
     assert f'"path": "{place}/pictures"' in output(elsewhere)
     here = run(
-        *(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "-n", "-p"),
-        *("--cores", 1, "--config", "images=pictures", "clusters=4"),
+        *("env", f"PWD={tmp_path}", sys.executable, "-m", "snakemake", "-n", "-p", "--cores", 1),
+        *("--snakefile", ROOT / "Snakefile", "--config", "images=pictures", "clusters=4"),
         cwd=place,
     )
     assert f'"path": "{place}/pictures"' in output(here)
