@@ -87,7 +87,9 @@ def fit_transform(features: np.ndarray, settings: config.Clustering) -> Transfor
     """
     mean = features.mean(0, dtype=np.float64)
     if np.ptp(features, axis=0).max(initial=0) == 0:
-        raise DataError(f"all {len(features)} rows of the features are the same; nothing to cluster")
+        raise DataError(
+            f"all {len(features)} rows of the features are the same; nothing to cluster"
+        )
     projection = None
     if settings.pca:
         projection = _principal(features, mean, settings)

@@ -55,7 +55,9 @@ class Dataset(Settings):
     unlabelled: Annotated[Count | None, Field(description="most images without labels; null: all")]
     labelled: Annotated[Count | None, Field(description="most labelled training images; null: all")]
     test: Annotated[Count | None, Field(description="most test images; null: all")]
-    max_bad_fraction: Annotated[Fraction, Field(description="share of unreadable files to tolerate")]
+    max_bad_fraction: Annotated[
+        Fraction, Field(description="share of unreadable files to tolerate")
+    ]
     max_pixels: Annotated[int, Field(ge=1024, description="larger images are refused unopened")]
 
 
@@ -75,11 +77,11 @@ class Training(Settings):
     batch: Annotated[Count, Field(description="images a step")]
     optimiser: Annotated[Literal["sgd", "adamw"], Field(description="sgd (Nesterov off) or adamw")]
     lr: Annotated[float, Field(gt=0, description="highest learning rate")]
-    momentum: Annotated[
-        float, Field(ge=0, lt=1, description="of sgd; first beta of adamw")
-    ]
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd; first beta of adamw")]
     weight_decay: Annotated[float, Field(ge=0, description="on weights, not on biases and norms")]
-    schedule: Annotated[Literal["cosine", "step"], Field(description="cosine to 0, or lr / 10 steps")]
+    schedule: Annotated[
+        Literal["cosine", "step"], Field(description="cosine to 0, or lr / 10 steps")
+    ]
     milestones: Annotated[list[Fraction], Field(description="of `step`: shares of the training")]
     warmup: Annotated[Fraction, Field(description="share of the steps with linearly rising lr")]
     label_smoothing: Annotated[Fraction, Field(description="of the cross-entropy")]
@@ -203,7 +205,9 @@ def check(model: type[Settings], values, key: str = ""):
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, fault, key) for fault in error.errors(include_url=False)]
-        raise ConfigError("\n  ".join(["the configuration is not valid:", *dict.fromkeys(lines)])) from None
+        raise ConfigError(
+            "\n  ".join(["the configuration is not valid:", *dict.fromkeys(lines)])
+        ) from None
 
 
 def _explain(model, fault, key: str) -> str:
@@ -313,7 +317,9 @@ def resolve(root: Path, overlay: dict[str, Any], check_plugins: bool = True) -> 
 def _put_path(config: Config) -> None:
     dataset = config.datasets.get("images")
     if dataset is None:
-        raise ConfigError("images: is set, but datasets.images is missing (see presets/photos.yaml)")
+        raise ConfigError(
+            "images: is set, but datasets.images is missing (see presets/photos.yaml)"
+        )
     config.datasets["images"] = dataset.model_copy(update={"path": config.images})
 
 
@@ -351,10 +357,14 @@ def _check_names(config: Config) -> None:
         for part in teacher.budget:
             known(f"teachers.{name}.budget", part, [*config.teachers, *config.targets])
             if part == name or (part in config.teachers and config.teachers[part].budget):
-                raise ConfigError(f"teachers.{name}.budget: {part!r} has no budget of its own to add")
+                raise ConfigError(
+                    f"teachers.{name}.budget: {part!r} has no budget of its own to add"
+                )
     both = set(config.teachers) & set(config.targets)
     if both:
-        raise ConfigError(f"teachers and targets must have different names, both have {sorted(both)}")
+        raise ConfigError(
+            f"teachers and targets must have different names, both have {sorted(both)}"
+        )
     for name in config.verdict:
         known("verdict", name, config.evaluations)
     if len(set(config.clusters)) != len(config.clusters):
@@ -399,7 +409,9 @@ def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
     known = plugin("backbones", value.name).layers(checked)
     for layer in teacher.layers:
         if known is not None and layer not in known:
-            raise ConfigError(f"teachers.{name}.layers: {layer!r} is not a layer{_nearest(layer, known)}")
+            raise ConfigError(
+                f"teachers.{name}.layers: {layer!r} is not a layer{_nearest(layer, known)}"
+            )
 
 
 def _check_task(value: Plugin, size: int, key: str) -> None:
@@ -472,11 +484,15 @@ def _type(field: dict) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "$ref" in field:
         return field["$ref"].rsplit("/", 1)[1].lower()
-    kind = {"array": "list", "object": "mapping"}.get(field.get("type", ""), field.get("type", "any"))
+    kind = {"array": "list", "object": "mapping"}.get(
+        field.get("type", ""), field.get("type", "any")
+    )
     if "items" in field:
         kind += f" of {_type(field['items'])}"
     limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    return " ".join([kind, *(f"{sign} {field[name]}" for name, sign in limits.items() if name in field)])
+    return " ".join(
+        [kind, *(f"{sign} {field[name]}" for name, sign in limits.items() if name in field)]
+    )
 
 
 def main() -> None:
@@ -492,7 +508,9 @@ def main() -> None:
         overlay: dict[str, Any] = {}
         for path in arguments.files:
             overlay = merge(overlay, read(path))
-        print(yaml.safe_dump(resolve(Path(__file__).parent.parent, overlay).model_dump(mode="json")))
+        print(
+            yaml.safe_dump(resolve(Path(__file__).parent.parent, overlay).model_dump(mode="json"))
+        )
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)

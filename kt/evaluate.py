@@ -18,7 +18,6 @@ from kt import config
 from kt.core import step
 
 
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="folders, one a seed")
@@ -42,11 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
         backbone = model.load(folder, training.device())
         for name, values in arguments.evaluations.items():
             fields = {**arguments.describe, "evaluation": name, "seed": seed}
-            found += [{**fields, **record} for record in judge_one(name, values, backbone, data, seed)]
+            found += [
+                {**fields, **record} for record in judge_one(name, values, backbone, data, seed)
+            ]
     parents = {str(path): table.digest(path / "model.safetensors") for path in arguments.model}
-    step.write_json(
-        arguments.output, {"records": found, "provenance": step.provenance(parents)}
-    )
+    step.write_json(arguments.output, {"records": found, "provenance": step.provenance(parents)})
 
 
 def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:

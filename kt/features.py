@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
             first += len(block)
             progress.add(len(block))
     progress.close()
-    step.log.info("features: %d images x %d dimensions of %s", len(pack), dimensions, arguments.layer)
+    step.log.info(
+        "features: %d images x %d dimensions of %s", len(pack), dimensions, arguments.layer
+    )
 
 
 def check_finite(features, keys: list[str], where: str) -> None:
@@ -70,7 +72,9 @@ def check_finite(features, keys: list[str], where: str) -> None:
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad):
         shown = ", ".join(repr(keys[row]) for row in bad[:5])
-        raise DataError(f"{where}: features of {len(bad)} images are not finite, among them {shown}")
+        raise DataError(
+            f"{where}: features of {len(bad)} images are not finite, among them {shown}"
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pack", type=Path, required=True, help="images to train on")
     parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
     parser.add_argument(
-        "--backbone", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
+        "--backbone",
+        type=config.json_of(config.Plugin),
+        required=True,
+        help="JSON: name and options",
     )
     parser.add_argument("--task", type=_task, required=True, help="null: random weights")
     parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
@@ -159,7 +162,9 @@ def solved_puzzles(job) -> dict:
         index = job.train[:EXAMPLES]
     where = next(job.network.parameters()).device
     rows = task.rows(index, -1)
-    images = torch.from_numpy(job.pack.images[rows.flatten().numpy()]).view(*rows.shape, 3, job.pack.size, -1)
+    images = torch.from_numpy(job.pack.images[rows.flatten().numpy()]).view(
+        *rows.shape, 3, job.pack.size, -1
+    )
     with torch.no_grad():
         tiles, layout = task.tiles(images.to(where), index.to(where), -1)
         views, labels = task.batch(images.to(where), index.to(where), -1)

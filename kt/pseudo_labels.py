@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         table.put_strings(file, "keys", keys)
         file.attrs["num_labels"] = int((sizes > 0).sum())
     left_out = int((labels < 0).sum())
-    step.log.info("pseudo-labels: %d images, %d labels, %d left out", len(keys), sum(sizes > 0), left_out)
+    step.log.info(
+        "pseudo-labels: %d images, %d labels, %d left out", len(keys), sum(sizes > 0), left_out
+    )
 
 
 def compact(sizes: np.ndarray) -> np.ndarray:

@@ -20,7 +20,6 @@ from kt.core import step
 from kt.core.step import DataError
 
 
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--pack", type=Path, required=True, help="images to train on")
@@ -29,13 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--labels", type=Path, help="true labels: the supervised bound")
     parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
     parser.add_argument(
-        "--backbone", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
+        "--backbone",
+        type=config.json_of(config.Plugin),
+        required=True,
+        help="JSON: name and options",
     )
     parser.add_argument(
         "--task", type=config.json_of(config.Plugin), required=True, help="JSON: name and options"
     )
     parser.add_argument(
-        "--training", type=config.json_of(config.Training), required=True, help="JSON, all its values"
+        "--training",
+        type=config.json_of(config.Training),
+        required=True,
+        help="JSON, all its values",
     )
     parser.add_argument("--epochs", type=int, required=True, help="passes, `effort` included")
     parser.add_argument("--budget-of", type=Path, help="make as many steps as on this pack")

@@ -53,7 +53,14 @@ def judged(settings: Config, labelled: bool = True) -> list[Judged]:
         if target.supervised and labelled:
             folder = f"results/targets/{name}/supervised/s{{seed}}"
             found.append(
-                _judged(settings, f"{name}/supervised", folder, "supervised", settings.seeds, target=name)
+                _judged(
+                    settings,
+                    f"{name}/supervised",
+                    folder,
+                    "supervised",
+                    settings.seeds,
+                    target=name,
+                )
             )
     return found + transfers(settings)
 

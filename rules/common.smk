@@ -77,7 +77,7 @@ def lift_stale_lock():
             stale.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
-    file.close()
+    return file
 
 
 SETTINGS, LABELLED = read_config()

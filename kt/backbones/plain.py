@@ -26,12 +26,15 @@ class Options(Settings):
     """Options of the backbone in the config."""
 
     widths: Annotated[list[Count], Field(min_length=1, description="channels of each convolution")]
-    strides: Annotated[list[Count], Field(min_length=1, description="step of each convolution, pixels")]
+    strides: Annotated[
+        list[Count], Field(min_length=1, description="step of each convolution, pixels")
+    ]
     _lengths = model_validator(mode="after")(one_stride_per_width)
 
 
 def layers(options: Options) -> list[str]:
-    """Names the layers without building them."""
+    """Names the layers without building them; raises ConfigError as `stages` does."""
+    one_stride_per_width(options.widths, options.strides)
     return [f"conv{number}" for number in range(1, len(options.widths) + 1)]
 
 

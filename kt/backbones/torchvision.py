@@ -76,7 +76,10 @@ def _by_convolution(model) -> dict:
         blocks[-1][-1].append(part)
         if isinstance(part, nn.ReLU):
             blocks[-1].append([])
-    stages = [[stage for stage in block if any(isinstance(p, nn.Conv2d) for p in stage)] for block in blocks]
+    stages = [
+        [stage for stage in block if any(isinstance(p, nn.Conv2d) for p in stage)]
+        for block in blocks
+    ]
     if max(map(len, stages)) > 1 and type(model).__name__ == "VGG":
         named = {
             f"conv{number}_{inner}": stage
@@ -123,7 +126,9 @@ def _check_maps(name: str, found: dict, images) -> None:
             try:
                 images = stage.eval()(images)
             except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
-                raise ConfigError(f"backbone.model: {name} has no plain trunk ({layer}: {error})") from None
+                raise ConfigError(
+                    f"backbone.model: {name} has no plain trunk ({layer}: {error})"
+                ) from None
             stage.train()
             if getattr(images, "ndim", 0) != 4 or images.shape[2] != images.shape[3]:
                 raise ConfigError(

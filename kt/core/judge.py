@@ -11,6 +11,7 @@ from torch import Tensor
 from kt.core import draws, training
 from kt.core.backbone import Backbone, pool
 from kt.core.images import Pack
+from kt.core.step import DataError
 
 BATCH = 500
 HELD_OUT = 0.2  # share of the labelled training images that choices are made on
@@ -67,6 +68,9 @@ def held_out(split: Split) -> tuple[Tensor, Tensor]:
 
     Returns:
         (n,) and (m,) int64 rows; every class with two images or more stands in both.
+
+    Raises:
+        DataError: Every class has one image only.
     """
     order = draws.permutation(0, "validation", 0, torch.from_numpy(split.pack.ids))
     kept, out = [], []
@@ -75,6 +79,11 @@ def held_out(split: Split) -> tuple[Tensor, Tensor]:
         number = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
         out.append(rows[:number])
         kept.append(rows[number:])
+    if not sum(map(len, out)):
+        raise DataError(
+            f"{split.pack.path}: expected two or more training images of some class, so that layers "
+            f"and penalties can be chosen on held-out ones; found {len(order)} images, one a class"
+        )
     return torch.cat(kept).sort().values, torch.cat(out).sort().values
 
 

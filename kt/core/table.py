@@ -57,7 +57,8 @@ def add(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype, contiguous=False
 ) -> h5py.Dataset:
     """Adds an empty array to a table: checksummed chunks of about 1 MiB of whole rows, or
-    contiguous (for arrays that are memory-mapped)."""
+    contiguous (for arrays that are memory-mapped).
+    """
     dtype = np.dtype(dtype)
     if contiguous or 0 in shape:
         return file.create_dataset(name, shape, dtype)

@@ -325,10 +325,10 @@ def multiply_adds(network: Network, task: Task) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     size, training = task.view_size, network.training
-    views = torch.zeros(2, task.num_views, 3, size, size)
+    views = network.backbone.mean.new_zeros(2, task.num_views, 3, size, size)
     network.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.cpu()(views)
+        network(views)
     network.train(training)
     return counter.get_total_flops() / 2 / len(views)
 

@@ -34,7 +34,9 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     found = []
     for number in options.labels_per_class:
         if number > smallest:
-            step.log.info("finetune: %d labels per class left out, a class has %d", number, smallest)
+            step.log.info(
+                "finetune: %d labels per class left out, a class has %d", number, smallest
+            )
             continue
         predicted = run(backbone, data, draw(data.train, number, seed), options, seed)
         values = judge.scores(predicted, data.test.labels)
