@@ -1,4 +1,4 @@
-"""Boosting self-supervised learning via knowledge transfer: from unlabelled images to a small network.
+"""From unlabelled images to a small network: self-supervision boosted by knowledge transfer.
 
 Three lines use what the pipeline made::
 

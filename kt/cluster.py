@@ -198,7 +198,8 @@ def read_clusters(path: Path) -> tuple[np.ndarray, np.ndarray, Transform]:
 def _report(k: int, sizes: np.ndarray, objective: np.ndarray, distance: float) -> None:
     empty = int((sizes == 0).sum())
     step.log.info(
-        "cluster: k = %d, sizes %d to %d, %d empty, mean squared distance %.4g, objective %.6g -> %.6g",
+        "cluster: k = %d, sizes %d to %d, %d empty, mean squared distance %.4g, "
+        "objective %.6g -> %.6g",
         k, sizes.min(), sizes.max(), empty, distance, objective[0], objective[-1],
     )  # fmt: skip
     if empty:

@@ -36,7 +36,7 @@ class Settings(BaseModel):
 
 
 class Plugin(Settings):
-    """Names one file of `kt/tasks`, `kt/backbones` or `kt/evaluations`; its options stand beside."""
+    """Names one file of `kt/tasks` or `kt/backbones`; its options stand beside the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: Annotated[str, Field(description="file name of the plug-in")]

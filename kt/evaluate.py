@@ -1,9 +1,10 @@
 """Judges all seeds of one model by one or more evaluations; the same for every model.
 
-Reads backbones, packs and labels; writes a JSON file with records as in docs/reference. The backbone
-is proved unchanged by a probe. By hand:
+Reads backbones, packs and labels; writes a JSON file with records as in docs/reference.md. The
+backbone is proved unchanged by a probe. By hand:
 
-    python -m kt.evaluate --model results/teachers/random/s0 --seeds 0 --describe '{"arm": "random"}' \
+    python -m kt.evaluate --model results/teachers/random/s0 --seeds 0 \
+      --describe '{"arm": "random"}' \
       --evaluations '{"knn": {"neighbours": 20, "temperature": 0.07, "map": 1}}' \
       --data results/data/fashion_mnist --output knn.json
 """

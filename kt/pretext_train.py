@@ -1,11 +1,13 @@
 """Trains a teacher on its pretext task (step a of the paper), or leaves its weights random.
 
 Reads a pack of unlabelled images; writes model.safetensors and model.json (the backbone alone, with
-batch-norm statistics of whole images), log.jsonl, and examples.h5 with solved held-out puzzles. By hand:
+batch-norm statistics of whole images), log.jsonl, and examples.h5 with solved held-out puzzles.
+By hand:
 
     python -m kt.pretext_train --pack results/data/fashion_mnist/train-unlabelled.h5 \
       --data-report results/data/fashion_mnist/report.json --output results/teachers/deep/s0 \
-      --backbone '{"name": "residual", "widths": [32, 64], "strides": [1, 2], "blocks": 1}' --task null --seed 0
+      --backbone '{"name": "residual", "widths": [32, 64], "strides": [1, 2], "blocks": 1}' \
+      --task null --seed 0
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Labels run 0..C-1 over the clusters that are not empty; an image whose nearest centroid was empty
 when the clusters were made is left out (-1). Rows carry keys and are joined by them. By hand:
 
-    python -m kt.pseudo_labels --features features.h5 --clusters clusters.h5 --output pseudo_labels.h5
+    python -m kt.pseudo_labels --features features.h5 --clusters clusters.h5 --output labels.h5
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
         keys, features = table.strings(file, "keys"), file["features"]
         if features.shape[1] != len(transform.mean):
             raise DataError(
-                f"{arguments.features} has {features.shape[1]} dimensions, {arguments.clusters} was "
-                f"made from {len(transform.mean)}; use features of the same teacher, layer and map"
+                f"{arguments.features} has {features.shape[1]} dimensions, {arguments.clusters} "
+                f"was made from {len(transform.mean)}; use features of the same teacher, layer and "
+                "map"
             )
         nearest = np.empty(len(keys), np.int64)
         distances = np.empty(len(keys), np.float32)

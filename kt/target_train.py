@@ -4,7 +4,8 @@ Labels are joined to the images by key; every label must have its image. By hand
 
     python -m kt.target_train --pack results/data/fashion_mnist/train-unlabelled.h5 \
       --pseudo-labels pseudo_labels.h5 --data-report results/data/fashion_mnist/report.json \
-      --backbone '{"name": "plain", "widths": [16, 32], "strides": [2, 2]}' --task ... --training ... \
+      --backbone '{"name": "plain", "widths": [16, 32], "strides": [2, 2]}' \
+      --task ... --training ... \
       --epochs 10 --seed 0 --output target
 """
 

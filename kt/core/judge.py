@@ -81,8 +81,9 @@ def held_out(split: Split) -> tuple[Tensor, Tensor]:
         kept.append(rows[number:])
     if not sum(map(len, out)):
         raise DataError(
-            f"{split.pack.path}: expected two or more training images of some class, so that layers "
-            f"and penalties can be chosen on held-out ones; found {len(order)} images, one a class"
+            f"{split.pack.path}: expected two or more training images of some class, so that "
+            f"layers and penalties can be chosen on held-out ones; found {len(order)} images, "
+            "one a class"
         )
     return torch.cat(kept).sort().values, torch.cat(out).sort().values
 

@@ -56,8 +56,9 @@ def create(path: Path, format: str, config, parents: Sequence[Path] = ()) -> Ite
 def add(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype, contiguous=False
 ) -> h5py.Dataset:
-    """Adds an empty array to a table: checksummed chunks of about 1 MiB of whole rows, or
-    contiguous (for arrays that are memory-mapped).
+    """Adds an empty array to a table.
+
+    Its chunks are whole rows of about 1 MiB with a checksum; contiguous for what is memory-mapped.
     """
     dtype = np.dtype(dtype)
     if contiguous or 0 in shape:
@@ -121,7 +122,8 @@ def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> 
     found = file.attrs.get("format"), file.attrs.get("version")
     if found != (format, VERSION):
         raise DataError(
-            f"{path}: expected format {format!r} version {VERSION}, found {found[0]!r} version {found[1]}"
+            f"{path}: expected format {format!r} version {VERSION}, found {found[0]!r} version "
+            f"{found[1]}"
         )
     if not file.attrs.get("complete", False):
         raise DataError(f"{path} is not complete: its writer was stopped; remove it and run again")

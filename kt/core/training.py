@@ -314,7 +314,7 @@ def hold_out(pack: Pack, fraction: float, most: int) -> tuple[Tensor, Tensor]:
 def pack_batches(pack: Pack, index: Tensor, batch: int):
     """Yields uint8 images (B, 3, S, S) of the rows, at most `batch` at a time, for inference.
 
-    The parts are equally large but for one image, so that none weighs more in statistics over parts.
+    The parts are equally large but for one image: none weighs more in statistics over parts.
     """
     for part in index.tensor_split(max(1, -(-len(index) // batch))):
         yield torch.from_numpy(np.ascontiguousarray(pack.images[part.numpy()]))

@@ -1,9 +1,9 @@
 """A linear probe for every layer: multinomial logistic regression on standardised features.
 
-The backbone is frozen and in eval mode; each layer's map is pooled (paper, section 5: to about 9,000
-dimensions), features are standardised by the training images, the weights are found by L-BFGS, which
-needs no schedule (Kolesnikov et al., CVPR 2019). The regularisation is chosen on a held-out part of
-train, never on test; then all of train is fitted with it.
+The backbone is frozen and in eval mode; each layer's map is pooled (paper, section 5: to about
+9,000 dimensions), features are standardised by the training images, the weights are found by
+L-BFGS, which needs no schedule (Kolesnikov et al., CVPR 2019). The regularisation is chosen on a
+held-out part of train, never on test; then all of train is fitted with it.
 """
 
 from __future__ import annotations

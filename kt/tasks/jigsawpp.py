@@ -5,8 +5,9 @@ further, tiles shuffled by one of the permutations, then 0 to 2 of them replaced
 random cells of one other image. The label is the permutation alone. Every tile is normalised by its
 own mean and standard deviation over its three channels (authors' code).
 
-Sizes scale with the image: the published 85 px cell, 64 px tile, 0..18 px offset and 0..2 px channel
-shift of a 255 px image become 21, 16, 0..3 and 0..1 px at 64 px, and 9, 7, 0..1 and 0 px at 28 px.
+Sizes scale with the image: the published 85 px cell, 64 px tile, 0..18 px offset and 0..2 px
+channel shift of a 255 px image become 21, 16, 0..3 and 0..1 px at 64 px, and 9, 7, 0..1 and 0 px
+at 28 px.
 
 Differs from the paper: both images of a puzzle share one draw of the grey mix, so that a replaced
 tile does not give itself away by its colours (ours).
