@@ -25,6 +25,7 @@ from kt.config import Training
 from kt.core import draws, resume, step
 from kt.core.backbone import Backbone
 from kt.core.images import Pack
+from kt.core.optimiser import Optimiser
 from kt.core.step import DataError, Interrupted, log
 from kt.core.task import Task
 
@@ -130,7 +131,7 @@ class _Run:
         self.batch = min(job.settings.batch, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
-        self.optimiser = _optimiser(job.network, job.settings, self.device)
+        self.optimiser = Optimiser(job.network, job.settings)
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
@@ -176,8 +177,7 @@ class _Run:
     def _step(self, index: Tensor, epoch: int) -> float | None:
         """Makes one step; gives the loss, or None where asking would stall an accelerator."""
         job = self.job
-        for group in self.optimiser.param_groups:
-            group["lr"] = job.settings.lr * rate(self.step, self.total, job.settings)
+        lr = job.settings.lr * rate(self.step, self.total, job.settings)
         torch.manual_seed(_step_seed(job.seed, self.step))  # dropout
         views, labels = load_batch(job.task, job.pack, index, epoch, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -185,9 +185,8 @@ class _Run:
         loss = functional.cross_entropy(
             logits.float(), labels, label_smoothing=job.settings.label_smoothing
         )
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimiser.step()
+        self.optimiser.step(lr)
         self.sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
         self.counted += 1
         if self.device.type == "cuda" and self.step % 20:
@@ -197,7 +196,7 @@ class _Run:
             keys = [job.pack.keys[row] for row in index.tolist()]
             raise DataError(
                 f"{job.name}: the loss is {value} at step {self.step + 1} (epoch {epoch + 1}, lr "
-                f"{self.optimiser.param_groups[0]['lr']:.2g}); images of the batch: {keys}; lower "
+                f"{lr:.2g}); images of the batch: {keys}; lower "
                 "the learning rate or look at these images"
             )
         return value
@@ -331,19 +330,6 @@ def multiply_adds(network: Network, task: Task) -> float:
         network(views)
     network.train(training)
     return counter.get_total_flops() / 2 / len(views)
-
-
-def _optimiser(network: Network, settings: Training, where: torch.device):
-    """Weight decay acts on matrices and kernels only, not on biases and norms."""
-    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in network.parameters() if weight.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, settings.lr, settings.momentum, fused=True)
-    return torch.optim.AdamW(groups, settings.lr, (settings.momentum, 0.999), fused=True)
 
 
 def _step_seed(seed: int, number: int) -> int:
