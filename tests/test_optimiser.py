@@ -13,7 +13,7 @@ from kt.core.optimiser import Optimiser
 
 def draw_network():
     torch.manual_seed(3)
-    # No bias in front of the norm: its gradient is rounding noise, which AdamW would blow up.
+    # No bias before the norm: its gradient is rounding noise, which AdamW would blow up.
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5)
     )

@@ -48,11 +48,12 @@ class Optimiser:
                 weight.grad = None
 
     def _update(self, weights: list[Tensor], grads: list[Tensor], lr: float, decay: float) -> None:
-        first, momentum = [self.first[weight] for weight in weights], self.settings.momentum
+        momentum = self.settings.momentum
+        first = [self.first[weight] for weight in weights]
         if self.settings.optimiser == "sgd":
             torch._fused_sgd_(
-                weights, grads, first if momentum else [], weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0,
-                nesterov=False, maximize=False, is_first_step=False,
+                weights, grads, first if momentum else [], weight_decay=decay, momentum=momentum,
+                lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
             return
         second = [self.second[weight] for weight in weights]

@@ -56,7 +56,9 @@ class Interrupted(StepError):
 def main(doc, add_arguments, run) -> None:
     """Parses the command line, runs the step and ends the process with the promised exit code."""
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m kt.{Path(sys.argv[0]).stem}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     parser.add_argument("--log", type=Path, help="also write the log to this file")
