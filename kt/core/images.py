@@ -121,7 +121,8 @@ def rows_of(keys: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarra
     missing = [key for key in wanted if key not in position]
     if missing:
         raise DataError(
-            f"{where}: {len(missing)} of {len(wanted)} keys are missing, such as {missing[0]!r}; "
+            f"{where}: {len(missing)} of {len(wanted)} keys are missing, "
+            f"for example {missing[0]!r}; "
             "the files were made from different data, run the workflow again"
         )
     return np.fromiter((position[key] for key in wanted), np.int64, len(wanted))
