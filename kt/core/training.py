@@ -142,7 +142,7 @@ class _Run:
     def loop(self, stop: threading.Event) -> None:
         """Runs the steps that are left."""
         job = self.job
-        log.info(
+        step.detail(
             "%s: %d images, %d epochs, %d steps of %d, %s on %s",
             job.name, len(job.train), job.epochs, self.total, self.batch, self.dtype, self.device,
         )  # fmt: skip
