@@ -142,7 +142,8 @@ class _Run:
     def loop(self, stop: threading.Event) -> None:
         """Runs the steps that are left."""
         job = self.job
-        step.detail(
+        say = log.info if job.log else step.detail  # fine-tuning runs by the dozen
+        say(
             "%s: %d images, %d epochs, %d steps of %d, %s on %s",
             job.name, len(job.train), job.epochs, self.total, self.batch, self.dtype, self.device,
         )  # fmt: skip
