@@ -24,8 +24,8 @@ NAME = 'my pictures\' "$(touch pwned)" `touch pwned`; touch pwned &'
 # One teacher and what follows from it; trained long enough to be killed in the middle.
 BRIEF = {
     "teachers": {name: None for name in ("own", "longer", "untrained", "random", "hog")}
-    | {"deep": {"training": {"epochs": 60}}},
-    "targets": {"small": {"supervised": False, "training": {"epochs": 60}}},
+    | {"deep": {"training": {"epochs": 200}}},
+    "targets": {"small": {"supervised": False, "training": {"epochs": 200}}},
     "evaluations": {"finetune": None},
 }
 POOL = "results/data/images/train-unlabelled.h5"
@@ -127,7 +127,7 @@ def wait_for(pattern, log, process):
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(place, done, tmp_path):
     folder, log = tmp_path / "killed", tmp_path / "log"
     process = start(command(folder, place / NAME, files=[place / "brief.yaml"]), ROOT, log)
-    wait_for(r"deep s0: 114 images, 60 epochs", log, process)
+    wait_for(r"deep s0: 114 images, 200 epochs", log, process)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -160,7 +160,7 @@ def test_a_stopped_training_keeps_its_state_and_goes_on_to_the_same_weights(plac
     line = f"exec {by_hand} {options}"
     log = tmp_path / "printed"
     process = start(["bash", "-c", line], done, log)
-    wait_for("60 epochs", log, process)
+    wait_for("200 epochs", log, process)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75, log.read_text()
