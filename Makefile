@@ -79,7 +79,7 @@ lock: $(READY) ## remake requirements.txt from pyproject.toml; ARGS=--upgrade mo
 		--no-header --no-annotate --no-emit-index-url $(ARGS)
 
 docs: $(READY) ## remake the reference of the configuration from its schema
-	python -m kt.config --reference > $(VENV)/config.md
+	python -m kt.reference > $(VENV)/config.md
 	mv $(VENV)/config.md docs/config.md
 
 clean: ## remove the environment and caches; results stay

@@ -19,6 +19,10 @@ include: "rules/transfer.smk"
 include: "rules/evaluate.smk"
 
 
+onerror:
+    end_with_the_code_of_the_step(log)
+
+
 rule all:
     default_target: True
     input:

@@ -51,14 +51,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:
     """Runs one evaluation and proves that it left the backbone as it was."""
+    from kt.core import judge
+
     module = config.plugin("evaluations", name, "--evaluations")
     options = config.options("evaluations", name, values, f"evaluations.{name}")
     if module.NEEDS_LABELS and data.train is None:
         step.log.info("%s needs labels, there are none", name)
         return []
-    before = weights_digest(backbone)
+    before = judge.weights_digest(backbone)
     records = module.evaluate(backbone, data, options, seed)
-    if weights_digest(backbone) != before:
+    if judge.weights_digest(backbone) != before:
         raise AssertionError(f"{name} changed the backbone it judged")
     return records
 
@@ -89,16 +91,6 @@ def _labelled(pack, true, where: str):
     if (labels < 0).any():
         raise step.DataError(f"{where}: {int((labels < 0).sum())} images have no label")
     return judge.Split(pack, labels)
-
-
-def weights_digest(backbone) -> str:
-    """Gives the SHA-256 of all weights and statistics."""
-    import hashlib
-
-    total = hashlib.sha256()
-    for name, value in sorted(backbone.state_dict().items()):
-        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 if __name__ == "__main__":

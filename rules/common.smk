@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -171,6 +172,15 @@ def target_params(wildcards):
         "epochs": plan.epochs(SETTINGS, target.training),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }
+
+
+def end_with_the_code_of_the_step(log):
+    """Ends as the failed step did (docs/reference.md, exit codes); Snakemake would always say 1."""
+    text = "".join(Path(path).read_text(errors="replace") for path in log)
+    codes = set(map(int, re.findall(r"returned non-zero exit status (\d+)", text)))
+    if codes and codes <= {2, 3, 4, 75}:
+        print(f"the failed step ended with {min(codes)}; all messages: {log[0]}", file=sys.stderr)
+        sys.exit(min(codes))
 
 
 wildcard_constraints:

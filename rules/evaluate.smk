@@ -32,7 +32,7 @@ rule evaluate:
         describe=lambda w: dumps(MODELS[w.model].describe),
         evaluations=lambda w: dumps(JOBS[w.job]),
         data=lambda w, input: os.path.dirname(input.report),
-        stage_version=1,
+        stage_version=2,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kt import config, workflow
+from kt import config, reference, workflow
 from kt.core.step import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -285,7 +285,7 @@ def test_fingerprints_are_those_of_the_values():
 
 
 def test_the_reference_names_every_key_of_the_default_configuration():
-    text = config.reference()
+    text = reference.reference()
     for key in ("seeds", "teachers.NAME.training.lr", "targets.NAME.supervised", "clustering.pca"):
         assert f"| `{key}` |" in text
     for kind in ("backbones", "tasks", "evaluations"):

@@ -16,8 +16,8 @@ import yaml
 from drawing import encoded, picture
 
 import kt
-from kt import config, evaluate, ingest
-from kt.core import backbone, model, step, table, training
+from kt import config, evaluate, ingest, reference
+from kt.core import backbone, judge, model, step, table, training
 from kt.core.task import normalise
 from kt.pretext_train import build_task
 
@@ -76,7 +76,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(path):
 
 def test_the_reference_of_the_configuration_is_the_generated_one():
     written = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert written == config.reference(), "run `make docs`"
+    assert written == reference.reference(), "run `make docs`"
     assert re.search(r"^docs:.*?\n(\t.*\n)*\t.*\bdocs/config\.md$", makefile(), re.M)
 
 
@@ -219,10 +219,10 @@ def test_the_code_of_the_tutorial_runs_on_the_files_that_it_names(tmp_path, monk
     assert scope["features"].shape == (2, 16)
     exec(photos, scope)
     assert scope["features"].shape == (3, 16)
-    before = evaluate.weights_digest(scope["backbone"])
+    before = judge.weights_digest(scope["backbone"])
     exec(tune, scope)
     assert scope["loss"].item() < 0.9 < np.log(3)  # that of guessing
-    assert evaluate.weights_digest(scope["backbone"]) != before
+    assert judge.weights_digest(scope["backbone"]) != before
     assert isinstance(scope["backbone"], type(kt.load_backbone(folder)))
 
 

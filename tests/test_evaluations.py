@@ -1,4 +1,5 @@
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -86,6 +87,17 @@ def test_a_tiny_temperature_is_the_nearest_neighbour_and_stays_finite():
     options = knn.Options(neighbours=50, temperature=1e-4, map=1)
     nearest = labels[(queries @ train.T).argmax(1)]
     assert torch.equal(knn.vote(queries, train, labels, 5, options), nearest)
+
+
+def test_features_are_kept_until_the_weights_change(backbone, data):
+    changed = copy.deepcopy(backbone)
+    first = judge.features(changed, data.train.pack, 1)
+    assert judge.features(changed, data.train.pack, 1) is first
+    with torch.no_grad():
+        next(changed.parameters()).mul_(-1)
+    again, layer = judge.features(changed, data.train.pack, 1), changed.layers[-1]
+    assert not torch.equal(again[layer], first[layer])
+    assert len(judge.features(changed, data.test.pack, 1)[layer]) == len(data.test.pack)
 
 
 # ---------------------------------------------------------------------------- linear probe
@@ -293,11 +305,11 @@ def test_without_labels_only_the_agreement_of_views_is_told(backbone, data):
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_evaluation_changes_the_backbone_or_depends_on_the_one_before(name, backbone, data):
-    before = evaluate.weights_digest(backbone)
+    before = judge.weights_digest(backbone)
     one = evaluate.judge_one(name, ALL[name], backbone, data, 0)
     torch.manual_seed(99)
     two = evaluate.judge_one(name, ALL[name], backbone, data, 0)
-    assert evaluate.weights_digest(backbone) == before and not backbone.training
+    assert judge.weights_digest(backbone) == before and not backbone.training
     assert one == two
 
 

@@ -20,7 +20,7 @@ from kt.core.step import DataError
 SPLITS = ("train-unlabelled", "train", "test")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pack:
     """Images of one split, in key order.
 

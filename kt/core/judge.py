@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 import torch
@@ -42,9 +44,8 @@ class Data:
     num_classes: int
 
 
-@torch.inference_mode()
 def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:
-    """Gives pooled features of all layers in one pass.
+    """Gives pooled features of all layers in one pass; the last two results are kept.
 
     Args:
         backbone: In eval mode, on its device.
@@ -52,8 +53,14 @@ def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:
         edge: Each layer's map is averaged to at most edge x edge.
 
     Returns:
-        (N, D) float32 per layer, on the CPU.
+        (N, D) float32 per layer, on the CPU; not to be changed in place.
     """
+    return _features(backbone, weights_digest(backbone), pack, edge)
+
+
+@functools.lru_cache(maxsize=2)  # train and test: one evaluation after the other asks for both
+@torch.inference_mode()
+def _features(backbone: Backbone, digest: str, pack: Pack, edge: int) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {layer: [] for layer in backbone.layers}
     where = backbone.mean.device
     for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
@@ -61,6 +68,14 @@ def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:
         for layer, maps in backbone.maps(images, backbone.layers).items():
             found[layer].append(pool(maps, edge).cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """Gives the SHA-256 of all weights and statistics."""
+    total = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def held_out(split: Split) -> tuple[Tensor, Tensor]:
