@@ -16,6 +16,7 @@ from kt.config import Count, Plugin, Settings
 
 NEEDS_LABELS = False
 FROZEN = True
+VIEWS = 10**6  # their epochs: no training has seen these crops
 
 
 class Options(Settings):
@@ -85,7 +86,7 @@ def views(backbone, pool, index, options: Options, seed: int, number: int):
     task, found = build_task(options.task, context).to(where), []
     with torch.inference_mode():
         for part in index.split(500):
-            batch, _ = training.load_batch(task, pool, part, number, where)
+            batch, _ = training.load_batch(task, pool, part, VIEWS + number, where)
             found.append(average(backbone(batch[:, 0]), 1).cpu())
     return _unit(torch.cat(found).numpy())
 
