@@ -104,7 +104,8 @@ def _principal(features: np.ndarray, mean: np.ndarray, settings: config.Clusteri
     variances, directions = np.linalg.eigh(covariance)
     # Components without variance carry rounding noise only; whitening would blow it up.
     useful = int((variances > variances[-1] * 1e-6).sum())
-    kept = min(settings.pca, useful, len(features) - 1)
+    # With about as many components as rows, whitened rows are all equally far from each other.
+    kept = min(settings.pca, useful, max(1, len(features) // 4))
     if kept < settings.pca:
         step.log.info("cluster: %d components kept, pca asked for %d", kept, settings.pca)
     variances, directions = variances[::-1][:kept], directions[:, ::-1][:, :kept]

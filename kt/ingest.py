@@ -29,6 +29,7 @@ from kt.core.rows import Rows
 from kt.core.step import DataError, ResourceError, log
 
 FEWEST = 10  # images to learn from without labels
+MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
 
 
 def add_arguments(parser) -> None:
@@ -82,9 +83,6 @@ def choose(found: list[Entry], dataset: config.Dataset, seed: int) -> list[Entry
 
     Returns:
         The chosen entries in order of split and key.
-
-    Raises:
-        DataError: Nothing of train is left for the labelled images.
     """
 
     def rank(entry: Entry) -> bytes:
@@ -104,16 +102,16 @@ def choose(found: list[Entry], dataset: config.Dataset, seed: int) -> list[Entry
 
 
 def _divide(train: list[Entry], dataset: config.Dataset) -> tuple[list[Entry], list[Entry]]:
-    """Splits train into a pool without labels and the rest; nothing said: half and half."""
+    """Splits train into a pool without labels and the rest.
+
+    Half and half where nothing is said, or where too few would keep their labels.
+    """
     number = dataset.unlabelled
     if number is None:
         labelled = dataset.labelled
         number = len(train) // 2 if labelled is None else max(0, len(train) - labelled)
-    if number >= len(train):
-        raise DataError(
-            f"there is no train-unlabelled, it is drawn from the {len(train)} images of train: "
-            f"unlabelled = {number} leaves none with labels; choose fewer"
-        )
+    if number > MOST_OF_TRAIN * len(train):  # `unlabelled` is a limit, the labels are needed, too
+        number = len(train) // 2
     pool = [dataclasses.replace(entry, split=POOL) for entry in train[:number]]
     return pool, train[number:]
 
@@ -156,12 +154,15 @@ def _check_faults(rows: Rows, dataset: config.Dataset) -> None:
 
 
 def _write_tables(rows: Rows, scratch: Path, folder: Path, size: int, settings) -> np.ndarray:
-    """Writes images and labels of all splits; gives the pool's histogram (3, 256) int64."""
+    """Writes images and labels of all splits; gives the pool's histogram (3, 256) int64.
+
+    Folders of the pool are classes only where train has a class of that name: without train they
+    are just folders.
+    """
     known = {entry.class_name for entry in rows.entries if entry.split != POOL} - {None}
-    more = {entry.class_name for entry in rows.entries} - known - {None}
     histogram = np.zeros((3, 256), np.int64)
     for split in SPLITS:
-        classes = sorted(known) + (sorted(more) if split == POOL else [])
+        classes = sorted(known)
         index = {name: number for number, name in enumerate(classes)}
         picked = rows.of(split)
         keys = [rows.entries[row].key for row in picked]

@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     from kt.core import backbone as backbones
     from kt.core import images, model, training
 
+    if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
+        raise step.ConfigError("--task: needs --training, and --epochs of at least 1 or a --budget")
     pack = images.read_pack(arguments.pack)
     train, held_out = training.hold_out(pack, 0.05, 1000)
     backbone = model.fresh(arguments.backbone, arguments.seed)
@@ -79,35 +81,42 @@ def run(arguments: argparse.Namespace) -> None:
 def _job(arguments, backbone, context, pack, train, held_out):
     import torch
 
-    from kt.core import table, training
+    from kt.core import resume, table, training
 
     task = build_task(arguments.task, context)
+    digest = table.digest(arguments.pack)
     torch.manual_seed(arguments.seed)  # the head's weights
     network = training.Network(backbone, task)
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
-        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,
-        {**fingerprint(arguments), "digest": table.digest(arguments.pack)},
+        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
+        resume.place(arguments.state, [digest]), {**fingerprint(arguments), "digest": digest},
     )  # fmt: skip
     if arguments.budget:
-        cost = sum(_cost(part, pack.size) * part["epochs"] for part in arguments.budget)
-        job.epochs = max(1, round(cost / training.multiply_adds(network, task)))
+        cost = sum(map(_cost, arguments.budget))
+        job.epochs = max(1, round(cost / training.multiply_adds(network, task) / len(train)))
         step.log.info("%s: the summed multiply-adds buy %d epochs", job.name, job.epochs)
     return job
 
 
-def _cost(part: dict, size: int) -> float:
-    """Gives the multiply-adds per image of another training: {backbone, task, num_classes}."""
+def _cost(part: dict) -> float:
+    """Gives the multiply-adds of another training's forward passes.
+
+    Args:
+        part: Its backbone, task, num_classes, epochs and pack.
+    """
     import torch
 
-    from kt.core import model, training
+    from kt.core import images, model, training
     from kt.core.task import Context
 
+    pack = images.read_pack(Path(part["pack"]))
+    size, number = pack.size, len(training.hold_out(pack, 0.05, 1000)[0])
     ids = torch.arange(2)
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
     task = build_task(config.check(config.Plugin, part["task"]), context)
     backbone = model.fresh(config.check(config.Plugin, part["backbone"]), 0)
-    return training.multiply_adds(training.Network(backbone, task), task)
+    return training.multiply_adds(training.Network(backbone, task), task) * part["epochs"] * number
 
 
 def build_task(plugin: config.Plugin, context):

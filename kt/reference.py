@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kt import config
 
+LIKE = "another teacher: its values are taken where this one gives none"
+
 
 def reference() -> str:
     """Gives the reference of all keys as Markdown, from the schema and the plug-ins' options."""
@@ -28,6 +30,8 @@ def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
         rows.append(f"| `{prefix}{key}` | {shown} | {field.get('description', '')} |")
         named = next(iter(field.get("patternProperties", {}).values()), {})
         inner = (named or field).get("$ref")
+        if inner == "#/$defs/Teacher":
+            rows.append(f"| `{prefix}{key}.NAME.like` | string | {LIKE} |")
         if inner:
             below = f"{prefix}{key}.NAME." if named else f"{prefix}{key}."
             rows += _rows(definitions[inner.rsplit("/", 1)[1]], definitions, below)
@@ -41,7 +45,8 @@ def _type(field: dict) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "$ref" in field:
-        return field["$ref"].rsplit("/", 1)[1].lower()
+        plugin = field["$ref"].endswith("/Plugin")
+        return "mapping of `name` and its options (below)" if plugin else "mapping"
     kind = {"array": "list", "object": "mapping"}.get(
         field.get("type", ""), field.get("type", "any")
     )

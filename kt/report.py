@@ -158,7 +158,8 @@ def training_seconds(models, records) -> dict[str, float]:
     """Gives model -> seconds to train one network of it: mean over seeds, its teacher included."""
     own: dict[str, list[float]] = {}
     for model in models:
-        seconds = model.get("provenance", {}).get("seconds")
+        trained = model["log"][-1].get("seconds") if model.get("log") else None
+        seconds = trained or model.get("provenance", {}).get("seconds")
         if seconds is not None:
             own.setdefault(model["name"], []).append(seconds)
     mean = {name: math.fsum(values) / len(values) for name, values in own.items()}

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains and writes the model."""
     import torch
 
-    from kt.core import images, model, table, training
+    from kt.core import images, model, resume, table, training
     from kt.pretext_train import (
         build_task,
         fingerprint,
@@ -82,16 +82,17 @@ def run(arguments: argparse.Namespace) -> None:
         other = len(training.hold_out(images.read_pack(arguments.budget_of), 0.05, 1000)[0])
         epochs = max(1, round(epochs * other / len(train)))
     parent = arguments.labels or arguments.pseudo_labels
+    digests = [table.digest(arguments.pack), table.digest(parent)]
     torch.manual_seed(arguments.seed)  # the head's weights
     job = training.Job(
         training.Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
-        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl", arguments.state,
-        {**fingerprint(arguments), "digests": [table.digest(arguments.pack), table.digest(parent)]},
+        arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
+        resume.place(arguments.state, digests), {**fingerprint(arguments), "digests": digests},
     )  # fmt: skip
     records = training.train(job)
     text = "".join(json.dumps(record) + "\n" for record in records)
     step.write_text(arguments.output / "log.jsonl", text)
-    parents = {str(path): table.digest(path) for path in (arguments.pack, parent)}
+    parents = dict(zip(map(str, (arguments.pack, parent)), digests, strict=True))
     description = {
         **arguments.describe, "size": pack.size,
         "task": arguments.task.model_dump(), "training": training_summary(job),

@@ -89,14 +89,14 @@ def describe_teacher(settings: Config, name: str, seed: int) -> dict[str, Any]:
     """Gives the fields of a teacher's model.json."""
     teacher = settings.teachers[name]
     arm = {"arm": teacher.evaluate_as} if teacher.evaluate_as else {}
-    return {"name": name, "teacher": name, "seed": seed, **arm}
+    return {"name": name, "teacher": name, "seed": settings.seed + seed, **arm}
 
 
 def describe_target(settings: Config, target: str, origin: str, seed: int) -> dict[str, Any]:
     """Gives the fields of a target's model.json: the same as its metric records carry."""
     described = {model.name: model.describe for model in judged(settings)}[f"{target}/{origin}"]
     fields = {key: value for key, value in described.items() if key not in ("model", "dataset")}
-    return {"name": f"{target}/{origin}", "seed": seed, **fields}
+    return {"name": f"{target}/{origin}", "seed": settings.seed + seed, **fields}
 
 
 def teacher_seeds(settings: Config, name: str) -> int:
@@ -121,10 +121,12 @@ def budget(settings: Config, teacher: Teacher) -> list[dict]:
     parts = []
     for name in teacher.budget:
         other = settings.teachers.get(name) or settings.targets[name]
-        plugin = backbone(settings, other) if name in settings.teachers else other.backbone
+        teaches = name in settings.teachers
+        dataset = settings.use.pretext if teaches else settings.use.target
         parts.append(
             {
-                "backbone": plugin,
+                "pack": f"results/data/{dataset}/train-unlabelled.h5",
+                "backbone": backbone(settings, other) if teaches else other.backbone,
                 "task": other.task,
                 "epochs": epochs(settings, other.training),
                 # Not the k of the run: a new k must not retrain this one; the head costs little.

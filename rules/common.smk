@@ -14,7 +14,7 @@ from kt import config as schema
 from kt import workflow as plan
 from kt.core.step import DataError, StepError
 from kt.ingest import FEWEST
-from kt.sources.pictures import count_pictures
+from kt.sources.pictures import count_pictures, has_labels
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their
 # terminal output to what a user of the workflow wants to see.
@@ -37,9 +37,8 @@ def read_config():
         if config.get("images"):
             config["images"] = str(_absolute(str(config["images"])))
         settings = schema.resolve(ROOT, config)
-        labelled = True
         if settings.images:
-            number, labelled = count_pictures(settings.images)
+            number, _ = count_pictures(settings.images)
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
@@ -50,6 +49,7 @@ def read_config():
                     f"clusters: k = {max(settings.clusters)} is more than the {number} pictures "
                     f"in {settings.images}; choose a smaller k or more pictures"
                 )
+        labelled = has_labels(settings.datasets[settings.use.evaluate])
         return settings, labelled
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -96,6 +96,12 @@ def data_report_of(role):
     return f"results/data/{getattr(SETTINGS.use, role)}/report.json"
 
 
+def data_reports():
+    """Gives the data reports of all data sets in use, the target's first."""
+    roles = ("target", "pretext", "cluster", "evaluate")
+    return list(dict.fromkeys(map(data_report_of, roles)))
+
+
 def dumps(value):
     """Gives settings as JSON for the command line."""
     return schema.dumps(value)
@@ -111,6 +117,11 @@ def urgency(wildcards):
     teacher = SETTINGS.teachers[wildcards.teacher]
     awaited = teacher.task and teacher.layers and wildcards.seed == "0"
     return 50 if awaited or teacher.budget else 10
+
+
+def budget_packs(wildcards):
+    """Gives the images of the trainings whose summed cost a teacher may spend."""
+    return sorted({part["pack"] for part in plan.budget(SETTINGS, teacher_of(wildcards))})
 
 
 def pretext_params(wildcards):

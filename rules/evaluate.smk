@@ -28,7 +28,7 @@ rule evaluate:
         runtime=480,
     params:
         folders=lambda w: MODELS[w.model].folders(),
-        seeds=lambda w: list(MODELS[w.model].seeds),
+        seeds=lambda w: [SETTINGS.seed + seed for seed in MODELS[w.model].seeds],
         describe=lambda w: dumps(MODELS[w.model].describe),
         evaluations=lambda w: dumps(JOBS[w.job]),
         data=lambda w, input: os.path.dirname(input.report),
@@ -58,7 +58,7 @@ rule report:
             for name, teacher in SETTINGS.teachers.items()
             if teacher.task
         ][:1],
-        data_report=data_report_of("target"),
+        data_report=data_reports(),
         pack=pack_of("target"),
         labels=pack_of("target", "train-unlabelled-labels"),
         pseudo_labels=[

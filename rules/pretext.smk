@@ -3,6 +3,7 @@ rule pretext_train:
     input:
         pack=pack_of("pretext"),
         report=data_report_of("pretext"),
+        budget=budget_packs,
     output:
         weights="results/teachers/{teacher}/s{seed}/model.safetensors",
         model="results/teachers/{teacher}/s{seed}/model.json",

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kt import config
 from kt.core import backbone as backbones
 from kt.core import model
 from kt.core.step import ConfigError
@@ -148,6 +149,15 @@ def test_vgg_layers_carry_the_names_of_the_paper():
     assert found["conv4_3"] == (512, 8, 8) and found["conv5_3"] == (512, 4, 4)
     convolutions = [part for part in backbone.modules() if isinstance(part, nn.Conv2d)]
     assert len(convolutions) == 13
+
+
+def test_a_trunk_can_end_at_a_layer():
+    cut = built({"name": "torchvision", "model": "vgg16_bn", "last": "conv4_3"})
+    assert cut.layers[-1] == "conv4_3" and cut.map_shape(64) == (512, 8, 8)
+    options = config.options("backbones", "torchvision", {"model": "vgg16_bn", "last": "conv4_3"})
+    assert config.plugin("backbones", "torchvision").layers(options) == cut.layers
+    with pytest.raises(ConfigError, match=r"backbone.last: 'conv9' is not one of conv1_1, "):
+        built({"name": "torchvision", "model": "vgg16_bn", "last": "conv9"})
 
 
 def test_a_trunk_is_torchvisions_own_up_to_the_classifier():

@@ -263,7 +263,14 @@ def test_too_few_labels_leave_a_run_out_and_say_so(backbone, data, caplog):
     options = finetune.Options(**FINETUNE | {"labels_per_class": [11]})
     with caplog.at_level("INFO", "kt"):
         assert finetune.evaluate(backbone, data, options, 0) == []
-    assert "11 labels per class left out, a class has 10" in caplog.text
+    assert "11 labels per class left out, the largest class has 10" in caplog.text
+
+
+def test_a_smaller_class_gives_all_it_has(data):
+    rare = data.train.labels.clone()
+    rare[(rare == 0).nonzero()[3:, 0]] = 1
+    rows = finetune.draw(judge.Split(data.train.pack, rare), 5, 0)
+    assert rare[rows].bincount().tolist()[:2] == [3, 5]
 
 
 # ---------------------------------------------------------------------------- clusters

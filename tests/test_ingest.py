@@ -190,9 +190,15 @@ def test_a_missing_pool_is_drawn_from_train(tmp_path, out, unlabelled, labelled,
     assert truth.labels.tolist() == [label_of(image) for image in packs(out)[POOL].images]
 
 
-def test_a_pool_that_takes_all_of_train_is_an_error(tmp_path, out):
-    with pytest.raises(DataError, match="unlabelled = 30 leaves none"):
-        pack(write_folder(tree(0, 10, 3), tmp_path / "labelled"), out, unlabelled=30)
+def test_a_pool_that_takes_all_of_train_is_halved(tmp_path, out):
+    pack(write_folder(tree(0, 10, 3), tmp_path / "labelled"), out, unlabelled=30)
+    assert [len(packs(out)[split]) for split in (POOL, TRAIN)] == [15, 15]
+
+
+def test_folders_of_the_pool_are_no_classes_where_train_has_none(tmp_path, out):
+    pack(write_folder(tree(12, 0, 0), tmp_path / "years"), out)
+    found = images.read_labels(out / f"{POOL}-labels.h5")
+    assert found.classes == [] and (found.labels == -1).all()
 
 
 def test_only_chosen_files_are_read(root, out):

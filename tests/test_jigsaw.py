@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kt import pretext_train
 from kt.core import draws, permutations, tiles
 from kt.core.step import ConfigError
 from kt.core.training import load_batch
@@ -296,6 +297,21 @@ def test_puzzles_do_not_depend_on_batch_size_order_or_threads():
         torch.set_num_threads(before)
         assert torch.equal(torch.cat([part[1] for part in parts]), labels[order])
         assert torch.allclose(torch.cat([part[0] for part in parts]), views[order], atol=1e-5)
+
+
+def test_a_budget_counts_each_training_with_its_own_images(tmp_path):
+    keys = crafted.names(40)
+    small = crafted.write_pack(tmp_path / "small.h5", crafted.noise(20, 16), keys[:20])
+    large = crafted.write_pack(tmp_path / "large.h5", crafted.noise(40, 32), keys)
+    part = {
+        "backbone": {"name": "plain", "widths": [4], "strides": [2]},
+        "task": crafted.LABELS,
+        "epochs": 3,
+        "num_classes": 10,
+    }
+    costs = [pretext_train._cost(part | {"pack": str(path)}) for path in (small, large)]
+    convolution, head = 3 * 9 * 4 * 8 * 8, 4 * 10  # multiply-adds at 16 px
+    assert costs == [3 * 19 * (convolution + head), 3 * 38 * (4 * convolution + head)]
 
 
 def test_another_seed_gives_other_puzzles():

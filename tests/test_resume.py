@@ -12,7 +12,7 @@ import torch
 from test_training import job
 
 from kt.core import resume, training
-from kt.core.step import ConfigError, DataError, Interrupted
+from kt.core.step import ConfigError, DataError, Interrupted, ResourceError
 
 EPOCHS, STEPS = 3, 12  # four steps an epoch
 
@@ -82,7 +82,7 @@ def test_states_written_on_the_way_change_nothing(tmp_path, uninterrupted, monke
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     whole = built(tmp_path)
     assert_same(outcome(whole, training.train(whole)), uninterrupted)
-    kept = sorted(path.name for path in tmp_path.iterdir())
+    kept = sorted(path.name for path in tmp_path.glob("*.state"))
     assert kept == ["step-000000011.state", "step-000000012.state"]
 
 
@@ -110,6 +110,33 @@ def test_with_every_state_broken_the_training_starts_anew(tmp_path, uninterrupte
         path.write_bytes(b"no state at all")
     again = built(tmp_path)
     assert_same(outcome(again, training.train(again)), uninterrupted)
+
+
+def test_a_training_that_another_process_is_at_is_refused(tmp_path):
+    code = (
+        "import pathlib, sys; from kt.core import resume; "
+        "file = resume.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "1\n"
+    with pytest.raises(ResourceError, match=f"process {other.pid} on .* is at this training"):
+        training.train(built(tmp_path))
+    other.kill()
+    other.communicate()
+    assert len(training.train(built(tmp_path))) == EPOCHS
+
+
+def test_under_the_workflow_other_files_have_other_states(tmp_path, monkeypatch):
+    monkeypatch.delenv("KT_WORKFLOW", raising=False)
+    assert resume.place(tmp_path, ["a", "b"]) == tmp_path and resume.place(None, ["a"]) is None
+    monkeypatch.setenv("KT_WORKFLOW", "1")
+    one, two = (resume.place(tmp_path, ["a", name]) for name in "bc")
+    assert one.parent == two.parent == tmp_path and one != two
 
 
 # ---------------------------------------------------------------------------- settings

@@ -5,6 +5,7 @@ import os
 import struct
 import tarfile
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,6 +236,16 @@ def test_counting_gives_the_pool_and_whether_there_are_labels(tmp_path):
     assert pictures.count_pictures(str(write_zip(full, tmp_path / "a.zip"))) == (15, True)
     assert pictures.count_pictures(str(write_tar(pool, tmp_path / "a.tar"))) == (12, False)
     assert pictures.count_pictures(str(write_folder(none, tmp_path / "b"))) == (6, True)
+
+
+def test_labels_are_told_by_names_and_published_sets_have_them(tmp_path):
+    full, pool = (write_folder(tree(5, n, n), tmp_path / str(n)) for n in (2, 0))
+
+    def told(source: str, path) -> bool:
+        return pictures.has_labels(SimpleNamespace(source=source, path=path))
+
+    assert told("pictures", str(full)) and not told("folder", str(pool))
+    assert told("fashion_mnist", None) and told("folder", str(tmp_path / "none"))
 
 
 def test_a_missing_path_is_an_error_of_the_configuration(tmp_path):

@@ -73,7 +73,8 @@ def test_seeds_that_only_one_of_two_arms_has_do_not_count():
 @pytest.mark.parametrize(
     ("gap", "expected"),
     [
-        (Interval(0.01, 0.005, 3), "beats"),
+        (Interval(0.01, 0.005, 3), "tie"),
+        (Interval(0.03, 0.005, 3), "beats"),
         (Interval(0.05, 0.06, 3), "tie"),
         (Interval(-0.05, 0.01, 3), "behind"),
         (Interval(0.019, None, 1), "tie"),
@@ -82,7 +83,7 @@ def test_seeds_that_only_one_of_two_arms_has_do_not_count():
         (Interval(0.0, 0.0, 3), "tie"),
     ],
 )
-def test_a_gap_counts_only_beyond_its_interval_or_two_points(gap, expected):
+def test_a_gap_counts_only_beyond_its_interval_and_two_points(gap, expected):
     assert outcome(gap) == expected
 
 

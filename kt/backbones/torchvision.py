@@ -20,14 +20,33 @@ class Options(Settings):
     """Options of the backbone in the config."""
 
     model: Annotated[str, Field(description="name in torchvision.models, such as resnet18")]
+    last: Annotated[
+        str | None, Field(description="last layer kept, under the head; null: the whole trunk")
+    ] = None
 
 
 VGG = {"11": (1, 1, 2, 2, 2), "13": (2,) * 5, "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 
 
 def layers(options: Options) -> list[str] | None:
-    """Names the layers of the common families without importing torchvision; None: not known."""
-    name = options.model
+    """Names the layers of the common families without importing torchvision; None: not known.
+
+    Raises:
+        ConfigError: `last` is none of them.
+    """
+    found = _known(options.model)
+    return found if found is None else _up_to(options.last, found)
+
+
+def _up_to(last: str | None, names: list[str]) -> list[str]:
+    if last is None:
+        return names
+    if last not in names:
+        raise ConfigError(f"backbone.last: {last!r} is not one of {', '.join(names)}")
+    return names[: names.index(last) + 1]
+
+
+def _known(name: str) -> list[str] | None:
     if name == "alexnet":
         return [f"conv{number}" for number in range(1, 6)]
     if name.removesuffix("_bn").removeprefix("vgg") in VGG:
@@ -53,6 +72,7 @@ def stages(options: Options) -> dict:
     settings = {"aux_logits": False} if options.model in ("googlenet", "inception_v3") else {}
     model = models.get_model(options.model, weights=None, **settings)
     found = _by_convolution(model) if _is_plain(model) else _by_part(model)
+    found = {name: found[name] for name in _up_to(options.last, list(found))}
     _check_maps(options.model, found, torch.zeros(1, 3, 224, 224))
     return found
 

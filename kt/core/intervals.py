@@ -39,7 +39,10 @@ def interval(values: Iterable[float]) -> Interval:
 
 
 def outcome(gap: Interval) -> str:
-    """Says `beats`, `tie` or `behind`: by the interval, or by two points where there is none."""
-    if abs(gap.mean) <= (TIE if gap.half is None else gap.half):
+    """Says `beats`, `tie` or `behind`; clear is what passes the interval and two points.
+
+    The interval holds the teacher fixed; two points stand for the noise of training it again.
+    """
+    if abs(gap.mean) <= max(TIE, gap.half or 0.0):
         return "tie"
     return "beats" if gap.mean > 0 else "behind"

@@ -57,7 +57,7 @@ class Optimiser:
             )  # fmt: skip
             return
         second = [self.second[weight] for weight in weights]
-        steps = [torch.tensor(float(self.steps), device=weight.device) for weight in weights]
+        steps = [torch.tensor(float(self.steps), device=weights[0].device)] * len(weights)
         torch._fused_adamw_(
             weights, grads, first, second, [], steps, lr=lr, beta1=momentum, beta2=SECOND_BETA,
             weight_decay=decay, eps=EPSILON, amsgrad=False, maximize=False,

@@ -25,6 +25,7 @@ class JigsawTask(Task):
         self.view_size = self.tile
         self.num_classes = len(permutations)
         self.permutations = torch.from_numpy(permutations).long()
+        self.ids = context.ids  # stay on the CPU, where rows are drawn
 
     def to(self, device):
         """Moves permutations, too."""
@@ -34,7 +35,7 @@ class JigsawTask(Task):
     def rows(self, index: Tensor, epoch: int) -> Tensor:
         """Gives own row and that of another image, (B, 2)."""
         number = len(self.context.ids)
-        ids = self.context.ids.cpu()[index]
+        ids = self.ids[index]
         step = draws.integers(self.context.seed, "other", epoch, ids, 1, max(number - 1, 1))[:, 0]
         return torch.stack([index, (index + 1 + step) % number], 1)
 

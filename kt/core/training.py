@@ -31,6 +31,7 @@ from kt.core.task import Task
 
 SAVE_SECONDS = 120.0  # between resume states
 VALIDATIONS = 20  # at most so many over a training
+LOOK = 20  # steps between two looks at the loss on an accelerator: each one waits for it
 
 
 class Network(nn.Module):
@@ -161,18 +162,21 @@ class _Run:
         order = job.task.order(job.train, epoch)
         while self.step < (epoch + 1) * self.steps_per_epoch:
             first = self.step % self.steps_per_epoch * self.batch
-            loss = self._step(order[first : first + self.batch], epoch)
+            index = order[first : first + self.batch]
+            loss = self._step(index, epoch)
             self.step += 1
             shown = "" if loss is None else f", loss {loss:.3f}"
             progress.add(self.batch, f"epoch {epoch + 1}/{job.epochs}{shown}")
             if stop.is_set() or time.monotonic() - self.saved > SAVE_SECONDS:
                 self.seconds += time.monotonic() - start
                 start = time.monotonic()
+                self._check_finite(self.step, index)
                 self.save()
                 if stop.is_set():
                     raise Interrupted(
                         f"{job.name}: stopped at step {self.step}; run it again to go on"
                     )
+        self._check_finite(self.step, order[:0])
         self.seconds += time.monotonic() - start
 
     def _step(self, index: Tensor, epoch: int) -> float | None:
@@ -190,17 +194,22 @@ class _Run:
         self.optimiser.step(lr)
         self.sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
         self.counted += 1
-        if self.device.type == "cuda" and self.step % 20:
+        if self.device.type == "cuda" and (self.step + 1) % LOOK:
             return None
-        value = float(loss.detach())
-        if not math.isfinite(value) or not torch.isfinite(self.sums[0]):
-            keys = [job.pack.keys[row] for row in index.tolist()]
+        self._check_finite(self.step + 1, index)
+        return float(loss.detach())
+
+    def _check_finite(self, number: int, index: Tensor) -> None:
+        """Ends a training whose loss was not finite at a step or, not looked at, before it."""
+        value = float(self.sums[0])
+        if not math.isfinite(value):
+            job, keys = self.job, [self.job.pack.keys[row] for row in index.tolist()]
+            before = "" if self.device.type == "cpu" else f", or up to {LOOK - 1} steps before it"
             raise DataError(
-                f"{job.name}: the loss is {value} at step {self.step + 1} (epoch {epoch + 1}, lr "
-                f"{lr:.2g}); images of the batch: {keys}; lower "
-                "the learning rate or look at these images"
+                f"{job.name}: the loss is {value} at step {number}{before} (epoch "
+                f"{(number - 1) // self.steps_per_epoch + 1}, lr up to {job.settings.lr:.2g}); "
+                f"images of the batch: {keys}; lower the learning rate or look at these images"
             )
-        return value
 
     def _record(self, epoch: int) -> None:
         job = self.job
@@ -240,6 +249,7 @@ class _Run:
         """Goes on from the newest readable state of the same settings, if there is one."""
         if self.job.state is None:
             return
+        self.lock = resume.claim(self.job.state)
         content = resume.newest(self.job.state, self.job.fingerprint, self.device)
         if content is None:
             return

@@ -36,7 +36,7 @@ ARMS = {
     "random": "the target network untrained: what architecture and evaluation give by themselves",
     "direct": "the target network trained on the pretext task itself, without any transfer",
     "longer": "direct, trained with the summed budget of teacher and target",
-    "untrained": "transfer from the teacher's architecture with random weights: what augmentation "
+    "untrained": "transfer from a teacher's architecture with random weights: what augmentation "
     "and architecture give without a pretext task",
     "hog": "transfer from clusters of hand-crafted features (histograms of oriented gradients)",
     "transfer": "the target network trained on the teacher's clusters as pseudo-labels",
@@ -154,7 +154,7 @@ def scope(comparison: Comparison) -> str:
     return (
         f"Differences are paired by seed ({number} of them); ± is the 95 % interval of Student's "
         "t. It covers the training of the target and the draw of the labels with one teacher, not "
-        f"the noise of training the teacher again. G{ties} unless the seeds say otherwise."
+        f"the noise of training the teacher again: g{ties}, too."
     )
 
 

@@ -23,19 +23,21 @@ class Options(Settings):
     labels_per_class: Annotated[list[Count], Field(min_length=1, description="one run each")]
     images: Annotated[Count, Field(description="images seen in a run, repeats counted")]
     task: Annotated[Plugin, Field(description="label task with its augmentation")]
-    training: Annotated[Training, Field(description="its epochs are set by `images`")]
+    training: Annotated[
+        Training, Field(description="its epochs are not used: `images` sets them")
+    ]
 
 
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives records of top1 and mean_class_accuracy for each number of labels per class."""
     from kt.core import judge, step
 
-    smallest = int(data.train.labels.bincount().min())
+    largest = int(data.train.labels.bincount().max())
     found = []
     for number in options.labels_per_class:
-        if number > smallest:
-            step.log.info(
-                "finetune: %d labels per class left out, a class has %d", number, smallest
+        if number > largest:
+            step.log.warning(
+                "finetune: %d labels per class left out, the largest class has %d", number, largest
             )
             continue
         predicted = run(backbone, data, draw(data.train, number, seed), options, seed)
@@ -45,7 +47,11 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
 
 
 def draw(split, number: int, seed: int):
-    """Draws `number` training rows of each class, (C * number,) int64, by seed and key alone."""
+    """Draws `number` training rows of each class, all of a smaller one, by seed and key alone.
+
+    Returns:
+        (at most C * number,) int64, sorted.
+    """
     import torch
 
     from kt.core import draws

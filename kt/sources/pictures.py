@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ def count_pictures(path: str) -> tuple[int, bool]:
     if not where.exists():
         raise ConfigError(f"images: expected a folder, a zip or a tar, found nothing at {path!r}")
     files = (folder if where.is_dir() else archive).files
+    if not os.access(where, os.R_OK):
+        raise DataError(f"images: {path!r} may not be read; change its permissions")
     if not where.is_dir() and not archive.is_archive(where):
         raise DataError(
             f"images: expected a folder, a zip or a tar, found another file at {path!r}"
@@ -51,6 +54,18 @@ def count_pictures(path: str) -> tuple[int, bool]:
     listed = tree.entries(lambda: files(where), MAX_PIXELS, path)
     counts = Counter(entry.split for entry in listed if entry.usable)
     return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Says whether a data set has labelled pictures, by their names; published sets have.
+
+    A path that is not there is for `ingest` to refuse.
+    """
+    if dataset.source not in ("pictures", "folder", "archive"):
+        return True
+    if not dataset.path or not Path(dataset.path).exists():
+        return True
+    return count_pictures(dataset.path)[1]
 
 
 def _source(dataset: Dataset):
