@@ -1,7 +1,7 @@
 """What `config.yaml` may say: typed, checked, and the source of the steps' JSON options.
 
-Imports no torch, so that a dry run answers at once. Checks the configuration by hand with
-`python -m kt.config config.yaml presets/cifar10.yaml`.
+Imports no torch, so that a dry run answers at once. Checks overlays by hand; config.yaml lies below
+them always: `python -m kt.config presets/cifar10.yaml`.
 """
 
 from __future__ import annotations
@@ -449,7 +449,7 @@ def dumps(value) -> str:
 def main() -> None:
     """Checks configuration files and prints what they give."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, help="config.yaml and overlays on it")
+    parser.add_argument("files", nargs="*", type=Path, help="overlays on config.yaml")
     arguments = parser.parse_args()
     try:
         overlay: dict[str, Any] = {}

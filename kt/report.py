@@ -1,10 +1,10 @@
-r"""Gathers all records and writes the report: one page that works offline, and the numbers in it.
+"""Gathers all records and writes the report: one page that works offline, and the numbers in it.
 
-Reads evaluations, models, puzzles, the data report and one set of pseudo-labels; writes
-`metrics.json`, `metrics.csv`, `index.html` and `summary.txt`. Whatever is not given is left out.
+Reads evaluations, models, puzzles, data reports, tables and pseudo-labels; writes `metrics.json`,
+`metrics.csv`, `index.html` and `summary.txt`. Whatever is not given is left out of the page, so by
+hand use the command with all files of a run, which this prints:
 
-    python -m kt.report --evaluations results/evaluations/*/*.json \
-        --models results/teachers/*/s0 --settings settings.json --output results/report
+    snakemake -n -p --force results/report/index.html
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def built(values: dict, **changes) -> backbones.Backbone:
 
 
 def torchvision(name: str) -> backbones.Backbone:
-    return built({"name": "torchvision", "model": name})
+    return built({"name": "torchvision", "model": name, "last": None})
 
 
 def shapes(backbone, size: int) -> dict[str, tuple]:

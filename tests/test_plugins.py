@@ -26,7 +26,7 @@ SIZE, NUMBER = 64, 24
 QUICK = {
     "finetune": {"labels_per_class": [2], "images": 24},
     "clusters": {"view_clusters": 4, "view_images": 30},
-    "torchvision": {"model": "resnet18"},
+    "torchvision": {"model": "resnet18", "last": None},
 }
 # Sources that need a network or a large download have tests of their own.
 DRAWN = {

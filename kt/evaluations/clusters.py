@@ -1,9 +1,10 @@
 """Clusters of the network's own features: agreement with labels, and with themselves.
 
 `nmi` and `purity`: k-means with as many clusters as classes on the features of train, test images
-assigned, compared with their labels. `view_nmi` needs no labels: the pool is clustered, and two
-augmented views of the same images are assigned; the agreement of the two assignments says how far
-the network sees the same thing in both (ours).
+assigned, compared with their labels. `view_nmi` needs no labels: k-means is fitted on one augmented
+view of up to `view_images` pictures of the pool, and that view and another one are assigned; their
+agreement says how far the network sees the same thing in both (ours). No training has seen the
+crops.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ class Options(Settings):
     map: Annotated[Count, Field(description="each layer's map is pooled to map x map")]
     penalties: Annotated[
         list[Annotated[float, Field(gt=0)]],
-        Field(min_length=1, description="tried: weight of the mean squared weights per image"),
+        Field(
+            min_length=1,
+            description="tried: penalty / 2 x sum of squared weights, beside the mean "
+            "cross-entropy",
+        ),
     ]
     iterations: Annotated[Count, Field(description="of L-BFGS, at most")]
 
