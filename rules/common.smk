@@ -81,9 +81,20 @@ def lift_stale_lock():
     return file
 
 
+def training_threads():
+    """Gives the threads of a training: half of the cores, so that two run side by side.
+
+    A cluster has no number of cores of its own; its jobs take over what the main process said.
+    """
+    cores = workflow.resource_settings.cores  # workflow.cores raises where there is none
+    if workflow.is_main_process:
+        os.environ.update(KT_TRAINING_THREADS=str(max(1, (cores or 8) // 2)))
+    return int(os.environ.get("KT_TRAINING_THREADS", cores or 1))
+
+
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
-TRAINING_THREADS = max(1, (workflow.cores or 8) // 2)  # two trainings run side by side
+TRAINING_THREADS = training_threads()
 
 
 def pack_of(role, split="train-unlabelled"):

@@ -62,7 +62,7 @@ def geometry(size: int) -> tuple[int, int, int, int]:
     if tile < 5 or offset < 1:
         raise ConfigError(
             f"datasets.*.size: a {size} px image has {cell} px cells, too small for a jigsaw; "
-            "expected 27 px or more"
+            "expected 21 px or more"
         )
     return cell, tile, offset, shift
 
