@@ -207,3 +207,16 @@ def test_multiply_adds_are_those_counted_by_hand():
     one = job(crafted.labelling(12, labels), pixels)
     by_hand = 6 * 6 * 8 * 27 + 3 * 3 * 16 * 72 + 16 * 3
     assert training.multiply_adds(one.network, one.task) == by_hand
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_multiply_adds_are_those_of_torchs_own_counter(name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backbone = crafted.plugin({"name": "torchvision", "model": name, "last": None})
+    task = crafted.jigsaw(96, 4)
+    network = training.Network(model.fresh(backbone, 0), task).eval()
+    views = torch.zeros(1, task.num_views, 3, task.view_size, task.view_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(views)
+    assert training.multiply_adds(network, task) == counter.get_total_flops() / 2

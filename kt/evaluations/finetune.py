@@ -23,9 +23,7 @@ class Options(Settings):
     labels_per_class: Annotated[list[Count], Field(min_length=1, description="one run each")]
     images: Annotated[Count, Field(description="images seen in a run, repeats counted")]
     task: Annotated[Plugin, Field(description="label task with its augmentation")]
-    training: Annotated[
-        Training, Field(description="its epochs are not used: `images` sets them")
-    ]
+    training: Annotated[Training, Field(description="its epochs are not used: `images` sets them")]
 
 
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
