@@ -37,8 +37,9 @@ def read_config():
         if config.get("images"):
             config["images"] = str(_absolute(str(config["images"])))
         settings = schema.resolve(ROOT, config)
+        judged_on = settings.datasets[settings.use.evaluate]
         if settings.images:
-            number, _ = count_pictures(settings.images)
+            number, labelled = count_pictures(settings.images)
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
@@ -49,7 +50,8 @@ def read_config():
                     f"clusters: k = {max(settings.clusters)} is more than the {number} pictures "
                     f"in {settings.images}; choose a smaller k or more pictures"
                 )
-        labelled = has_labels(settings.datasets[settings.use.evaluate])
+        if not settings.images or judged_on.path != settings.images:  # each is listed once
+            labelled = has_labels(judged_on)
         return settings, labelled
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
