@@ -85,8 +85,12 @@ class Training(Settings):
     warmup: Annotated[Fraction, Field(description="share of the steps with linearly rising lr")]
     label_smoothing: Annotated[Fraction, Field(description="of the cross-entropy")]
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
+        Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: bfloat16 where the hardware computes it, else float32"),
+    ]
+    compile: Annotated[bool, Field(description="torch.compile, on CUDA only")]
+    deterministic: Annotated[
+        bool, Field(description="on CUDA the same bits each time, slower; on a CPU always")
     ]
 
 

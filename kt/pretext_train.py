@@ -168,24 +168,24 @@ def solved_puzzles(job) -> dict:
     """Lets the network solve held-out puzzles: tiles as shown, permutations, labels, answers."""
     import torch
 
+    from kt.core import delivery
+
     task, index = job.task, job.held_out[:EXAMPLES]
     if not len(index):
         index = job.train[:EXAMPLES]
     where = next(job.network.parameters()).device
-    rows = task.rows(index, -1)
-    images = torch.from_numpy(job.pack.images[rows.flatten().numpy()]).view(
-        *rows.shape, 3, job.pack.size, -1
-    )
+    plan = task.plan(index, -1)
+    images = torch.from_numpy(job.pack.images[plan["rows"].numpy()])
+    tiles = task.tiles(images, plan)
     with torch.no_grad():
-        tiles, layout = task.tiles(images.to(where), index.to(where), -1)
-        views, labels = task.batch(images.to(where), index.to(where), -1)
+        views, labels = delivery.load_batch(task, job.pack, index, -1, where)
         predicted = job.network.eval()(views).argmax(1)
     return {
-        "tiles": tiles.clamp(0, 255).round().byte().cpu().numpy(),
-        "permutations": task.permutations.byte().cpu().numpy(),
+        "tiles": tiles.clamp(0, 255).round().byte().numpy(),
+        "permutations": task.permutations.byte().numpy(),
         "labels": labels.cpu().numpy(),
         "predicted": predicted.cpu().numpy(),
-        "replaced": layout["source"].bool().cpu().numpy(),
+        "replaced": plan["source"].bool().numpy(),
     }
 
 

@@ -24,7 +24,8 @@ LABELS = {
 TRAINING = {
     "epochs": 1, "batch": 32, "optimiser": "adamw", "lr": 0.004, "momentum": 0.9,
     "weight_decay": 0.02, "schedule": "cosine", "milestones": [], "warmup": 0.05,
-    "label_smoothing": 0.0, "precision": "float32",
+    "label_smoothing": 0.0, "precision": "float32", "compile": False,
+    "deterministic": False,
 }  # fmt: skip
 PLAIN = {"name": "plain", "widths": [8, 16], "strides": [2, 2]}
 CLUSTERING = {

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt.core import augment, draws
+from kt.core.delivery import load_batch
 from kt.core.task import normalise
-from kt.core.training import load_batch
 
 LABELS = torch.arange(24) % 3
 

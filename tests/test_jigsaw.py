@@ -8,8 +8,8 @@ import torch
 
 from kt import pretext_train
 from kt.core import draws, permutations, tiles
+from kt.core.delivery import load_batch
 from kt.core.step import ConfigError
-from kt.core.training import load_batch
 from kt.tasks import jigsawpp
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_more_replaced_tiles_than_the_distance_bears_are_refused(occlusions, dis
 
 def test_windows_lie_in_the_cell_of_their_tile_and_use_all_of_it():
     task = crafted.jigsaw(size=64, number=4000)
-    layout = task.layout(torch.arange(4000), 0)
+    layout = task.plan(torch.arange(4000), 0)
     for edge, place in (("top", layout["cell"] // 3), ("left", layout["cell"] % 3)):
         corner = layout[edge] - place[..., None] * task.cell
         assert corner.min() == 0
@@ -96,14 +96,14 @@ def test_windows_lie_in_the_cell_of_their_tile_and_use_all_of_it():
 
 def test_labels_are_equally_frequent():
     task = crafted.jigsaw(number=20_000)
-    counts = task.layout(torch.arange(20_000), 0)["labels"].bincount(minlength=20)
+    counts = task.plan(torch.arange(20_000), 0)["labels"].bincount(minlength=20)
     assert (counts / 20_000 - 1 / 20).abs().max() < 0.008
 
 
 @pytest.mark.parametrize("occlusions", [0, 2, 4])
 def test_every_number_of_replaced_tiles_is_equally_frequent_at_any_slot(occlusions):
     task = crafted.jigsaw(number=20_000, occlusions=occlusions)
-    source = task.layout(torch.arange(20_000), 0)["source"]
+    source = task.plan(torch.arange(20_000), 0)["source"]
     counts = source.sum(1).bincount()
     assert len(counts) == occlusions + 1
     assert (counts / 20_000 - 1 / (occlusions + 1)).abs().max() < 0.015
@@ -112,7 +112,7 @@ def test_every_number_of_replaced_tiles_is_equally_frequent_at_any_slot(occlusio
 
 def test_cells_are_distinct_within_each_image_and_own_tiles_follow_the_permutation():
     task = crafted.jigsaw(number=2000)
-    layout = task.layout(torch.arange(2000), 0)
+    layout = task.plan(torch.arange(2000), 0)
     own = task.permutations[layout["labels"]]
     assert torch.equal(layout["cell"][layout["source"] == 0], own[layout["source"] == 0])
     by_chance = (layout["cell"] == own)[layout["source"] == 1].double().mean()
@@ -135,7 +135,7 @@ def test_the_other_image_is_another_one_and_any_other():
 
 def test_colours_are_mixed_in_the_declared_shares():
     task = crafted.jigsaw(number=10_000)
-    colour = task.layout(torch.arange(10_000), 0)["colour"]
+    colour = task.plan(torch.arange(10_000), 0)["colour"]
     grey = (colour - 1 / 3).abs().amax((1, 2)) < 1e-6
     same = (colour - torch.eye(3)).abs().amax((1, 2)) < 1e-6
     assert abs(grey.double().mean() - 0.5) < 0.02 and abs(same.double().mean() - 0.25) < 0.02
@@ -146,9 +146,9 @@ def test_colours_are_mixed_in_the_declared_shares():
 def test_puzzles_are_redrawn_every_epoch_but_not_for_validation():
     task = crafted.jigsaw(number=200)
     index = torch.arange(200)
-    first, second, held = (task.layout(index, epoch)["labels"] for epoch in (0, 1, -1))
+    first, second, held = (task.plan(index, epoch)["labels"] for epoch in (0, 1, -1))
     assert (first == second).double().mean() < 0.2 and (first == held).double().mean() < 0.2
-    assert torch.equal(held, task.layout(index, -1)["labels"])
+    assert torch.equal(held, task.plan(index, -1)["labels"])
 
 
 # ---------------------------------------------------------------------------- ambiguity
@@ -180,7 +180,7 @@ def test_drawn_puzzles_that_look_alike_have_the_same_label():
     task = crafted.jigsaw(number=40_000, min_distance=3, permutations=60)
     labels = {}
     for epoch in range(2):
-        layout = task.layout(torch.arange(40_000), epoch)
+        layout = task.plan(torch.arange(40_000), epoch)
         shown = looks(layout["cell"], layout["source"])
         for look, label in zip(shown, layout["labels"].tolist(), strict=True):
             assert labels.setdefault(look, label) == label
@@ -211,7 +211,7 @@ def slow_tile(image, top, left, tile, kind):
 
 def slow_batch(task, pixels, index, epoch):
     """Puzzle by puzzle and tile by tile, from the uint8 images."""
-    layout = task.layout(index, epoch)
+    layout = task.plan(index, epoch)
     rows = task.rows(index, epoch).tolist()
     mixed = draws.uniform(task.context.seed, "grey", epoch, task.context.ids[index], 1)[:, 0]
     found = np.empty((len(index), 9, 3, task.tile, task.tile))
@@ -232,7 +232,7 @@ def test_batches_agree_with_a_slow_reference_made_tile_by_tile(size):
     pixels[7] = 255 * (pixels[7] > 127)
     task, index = crafted.jigsaw(size=size, number=16), torch.arange(16)
     views, labels = batch(task, pixels, index)
-    assert torch.equal(labels, task.layout(index, 0)["labels"])
+    assert torch.equal(labels, task.plan(index, 0)["labels"])
     slow = slow_batch(task, pixels, index, 0)
     assert views.dtype == torch.float32 and views.shape == slow.shape
     assert np.abs(views.numpy() - slow).max() < 2e-4
@@ -262,7 +262,8 @@ def cells_of(image):
 def test_a_puzzle_put_back_together_gives_the_image():
     pixels, task, index = crafted.noise(32, 36), unjittered(36, 32), torch.arange(32)
     images = torch.from_numpy(pixels[task.rows(index, 0)])
-    found, layout = task.tiles(images, index, 0)
+    layout = task.plan(index, 0)
+    found = task.tiles(images, layout)
     for row, label in enumerate(layout["labels"]):
         back = np.empty_like(found[row].numpy())
         back[task.permutations[label]] = found[row].numpy()
@@ -272,7 +273,8 @@ def test_a_puzzle_put_back_together_gives_the_image():
 def test_replaced_tiles_come_from_the_other_image_at_the_declared_cell():
     pixels, task, index = crafted.noise(64, 36), unjittered(36, 64, 2), torch.arange(64)
     rows = task.rows(index, 0)
-    found, layout = task.tiles(torch.from_numpy(pixels[rows]), index, 0)
+    layout = task.plan(index, 0)
+    found = task.tiles(torch.from_numpy(pixels[rows]), layout)
     replaced = layout["source"].nonzero().tolist()
     assert len(replaced) > 30
     for puzzle, slot in replaced:
@@ -316,5 +318,5 @@ def test_a_budget_counts_each_training_with_its_own_images(tmp_path):
 
 def test_another_seed_gives_other_puzzles():
     index = torch.arange(64)
-    one, two = (crafted.jigsaw(seed=seed).layout(index, 0)["labels"] for seed in (0, 1))
+    one, two = (crafted.jigsaw(seed=seed).plan(index, 0)["labels"] for seed in (0, 1))
     assert (one == two).double().mean() < 0.3

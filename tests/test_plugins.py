@@ -121,7 +121,7 @@ def built_task(name, examples):
 
 def batch_of(task, index, epoch=0):
     pixels = torch.from_numpy(crafted.scenes(NUMBER, SIZE))
-    return task.batch(pixels[task.rows(index, epoch)], index, epoch)
+    return task.batch(pixels[task.plan(index, epoch)["rows"]], index, epoch)
 
 
 @of("tasks")
@@ -132,7 +132,20 @@ def test_a_task_gives_views_and_labels_of_the_declared_shape(name, examples):
     assert views.dtype == torch.float32 and torch.isfinite(views).all()
     assert labels.shape == (NUMBER,) and labels.dtype == torch.int64
     assert labels.min() >= 0 and labels.max() < task.num_classes
-    assert torch.equal(task.rows(index, 0)[:, 0], index)
+    assert torch.equal(task.plan(index, 0)["rows"][:, 0], index)
+
+
+@of("tasks")
+@pytest.mark.parametrize("epoch", [-1, 3])
+def test_a_tasks_compiled_loop_agrees_with_its_tensor_operations(name, examples, epoch):
+    task, index = built_task(name, examples), torch.arange(NUMBER).flip(0)[3:]
+    pixels, plan = crafted.noise(NUMBER, SIZE), task.plan(index, epoch)
+    pixels[2] = 90  # flat
+    pixels[4] = 120 + (pixels[4] > 127)  # under one grey level of variance
+    views = task.views(torch.from_numpy(pixels[plan["rows"].numpy()]), plan)
+    filled = task.fill(pixels, plan)
+    assert filled.dtype == torch.float32 and filled.shape == views.shape
+    assert (filled - views).abs().max() < 2e-4
 
 
 @of("tasks")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,16 +23,21 @@ def built(state=None, fingerprint=None, kill_at=None):
     pixels = crafted.scenes(136, 36)
     task = crafted.jigsaw(36, 136, dropout=0.3)
     wanted = job(task, pixels, held_out=8, epochs=EPOCHS, label_smoothing=0.1)
-    batch, count = task.batch, [0]
+    fill, count = task.fill, [0]
 
-    def spy(images, index, epoch):
-        count[0] += epoch >= 0
+    def spy(images, plan):
+        count[0] += len(plan["labels"]) == wanted.settings.batch  # validation has another number
         if kill_at is not None and count[0] == kill_at:
             signal.raise_signal(signal.SIGTERM)
-        return batch(images, index, epoch)
+        return fill(images, plan)
 
-    task.batch = spy
+    task.fill = spy
     return dataclasses.replace(wanted, state=state, fingerprint=fingerprint or {"lr": 1})
+
+
+def save_always(monkeypatch):
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resume, "SAVE_SHARE", math.inf)
 
 
 def outcome(finished, records):
@@ -79,7 +85,7 @@ def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupte
 
 
 def test_states_written_on_the_way_change_nothing(tmp_path, uninterrupted, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    save_always(monkeypatch)
     whole = built(tmp_path)
     assert_same(outcome(whole, training.train(whole)), uninterrupted)
     kept = sorted(path.name for path in tmp_path.glob("*.state"))
@@ -90,7 +96,7 @@ def test_states_written_on_the_way_change_nothing(tmp_path, uninterrupted, monke
 def test_a_broken_state_falls_back_to_the_one_before(
     tmp_path, uninterrupted, monkeypatch, damage, caplog
 ):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    save_always(monkeypatch)
     stop(tmp_path, 7)
     newest = max(tmp_path.glob("*.state"))
     raw = bytearray(newest.read_bytes())
@@ -214,15 +220,15 @@ def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path):
 
 
 def test_a_training_that_fails_keeps_its_last_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    save_always(monkeypatch)
     poisoned = built(tmp_path)
-    batch = poisoned.task.batch
+    fill, count = poisoned.task.fill, [0]
 
-    def spoil(images, index, epoch):
-        views, labels = batch(images, index, epoch)
-        return views * (np.nan if epoch == 1 else 1), labels
+    def spoil(images, plan):
+        count[0] += len(plan["labels"]) == poisoned.settings.batch
+        return fill(images, plan) * (np.nan if count[0] == 5 else 1)
 
-    poisoned.task.batch = spoil
+    poisoned.task.fill = spoil
     with pytest.raises(DataError, match="step 5"):
         training.train(poisoned)
     assert max(tmp_path.iterdir()).name == "step-000000004.state"

@@ -83,14 +83,13 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_images():
 def test_the_step_of_a_late_failure_is_named():
     pixels, labels = crafted.discs(96, 16)
     poisoned = labelled(pixels, labels, epochs=2)
-    batch, seen = poisoned.task.batch, []
+    fill, seen = poisoned.task.fill, []
 
-    def spoil(images, index, epoch):
-        seen.append(index)
-        views, true = batch(images, index, epoch)
-        return views * (math.inf if len(seen) == 5 else 1), true
+    def spoil(images, plan):
+        seen.append(plan["rows"][:, 0])
+        return fill(images, plan) * (math.inf if len(seen) == 5 else 1)
 
-    poisoned.task.batch = spoil
+    poisoned.task.fill = spoil
     with pytest.raises(DataError, match=r"at step 5 \(epoch 2") as caught:
         training.train(poisoned)
     assert all(poisoned.pack.keys[row] in str(caught.value) for row in seen[4].tolist())
@@ -101,13 +100,18 @@ def test_the_step_of_a_late_failure_is_named():
 
 def batches_of(wanted) -> list[tuple[int, tuple]]:
     """Trains and gives epoch and rows of every batch."""
-    seen, batch = [], wanted.task.batch
+    epochs, seen = [], []
+    plan, fill = wanted.task.plan, wanted.task.fill
 
-    def spy(images, index, epoch):
-        seen.append((epoch, tuple(index.tolist())))
-        return batch(images, index, epoch)
+    def spy_plan(index, epoch):
+        epochs.append(epoch)
+        return plan(index, epoch)
 
-    wanted.task.batch = spy
+    def spy_fill(images, drawn):
+        seen.append((epochs[-1], tuple(drawn["rows"][:, 0].tolist())))
+        return fill(images, drawn)
+
+    wanted.task.plan, wanted.task.fill = spy_plan, spy_fill
     training.train(wanted)
     return seen
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.core import draws
-from kt.core.task import Context, Task, normalise
+from kt.core.task import Context, Plan, Task
 
 ASPECT = 4 / 3  # widest crop, as in torchvision's RandomResizedCrop
 
@@ -26,14 +27,48 @@ class ClassificationTask(Task):
         """Gives the rows of an epoch; balanced over labels if the options say so."""
         if not self.options.balance:
             return super().order(index, epoch)
-        return balanced(self.context.labels.cpu()[index], index, self.context.seed, epoch)
+        return balanced(self.context.labels[index], index, self.context.seed, epoch)
 
-    def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Gives augmented (plain for validation, epoch -1) normalised views and labels."""
-        views = normalise(images[:, 0], self.context.mean, self.context.std)
+    def plan(self, index: Tensor, epoch: int) -> Plan:
+        """Draws crops and colours; plain images for validation, epoch -1.
+
+        Returns:
+            `rows` (B, 1), `labels` (B,); `matrix` (B, 3, 3) and `offset` (B, 3), from pixels 0..255
+            to normalised colours; `theta` (B, 2, 3), the affine map of each crop, unless all views
+            are whole images.
+        """
+        options, context = self.options, self.context
+        found = {"rows": index[:, None], "labels": context.labels[index]}
+        factors = torch.zeros(len(index), 3)
         if epoch >= 0:
-            views = augment(views, self.context, self.options, index, epoch)
-        return views[:, None], self.context.labels[index]
+            draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
+            if options.crop < 1 or options.flip:
+                found["theta"] = _crops(draw[:, :5], options)
+            most = torch.tensor([options.brightness, options.contrast, options.saturation])
+            factors = most * (2 * draw[:, 5:] - 1)
+        found["matrix"], found["offset"] = _colours(1 + factors, context)
+        return found
+
+    def views(self, images: Tensor, plan: Plan) -> Tensor:
+        """Gives normalised views (B, 1, 3, H, W)."""
+        found = images[:, 0].to(torch.float32)
+        if "theta" in plan:
+            grid = functional.affine_grid(plan["theta"], found.shape, align_corners=False)
+            found = functional.grid_sample(
+                found, grid, padding_mode="reflection", align_corners=False
+            )
+        mixed = torch.baddbmm(plan["offset"][:, :, None], plan["matrix"], found.flatten(2))
+        return mixed.view(found.shape)[:, None]
+
+    def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
+        """Gives the same views by one compiled loop."""
+        from kt.core import compiled  # costs half a second, and an accelerator needs none of it
+
+        found = torch.empty(len(plan["labels"]), *images.shape[1:])
+        theta = plan.get("theta", torch.eye(2, 3).expand(len(found), 2, 3)).numpy()
+        matrix, offset = plan["matrix"].numpy(), plan["offset"].numpy()
+        compiled.crops(images, plan["rows"][:, 0].numpy(), theta, matrix, offset, found.numpy())
+        return found[:, None]
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
         """Gives a global average, a hidden layer if wanted, and a linear layer."""
@@ -76,56 +111,33 @@ def balanced(labels: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
     return index[by_label[first[group] + draw[:, 1] % counts[group]]]
 
 
-def augment(views: Tensor, context: Context, options, index: Tensor, epoch: int) -> Tensor:
-    """Crops, flips and recolours normalised images, each by its own draw.
-
-    Args:
-        views: (B, 3, H, W) float32, normalised by the context's mean and std.
-        context: Seed, ids, mean and std.
-        options: `crop`, `flip`, `brightness`, `contrast`, `saturation`.
-        index: (B,) int64 rows.
-        epoch: Which pass.
-
-    Returns:
-        (B, 3, H, W) float32.
-    """
-    draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
-    if options.crop < 1 or options.flip:
-        grid = functional.affine_grid(
-            _crops(draw[:, :5], options), views.shape, align_corners=False
-        )
-        views = functional.grid_sample(views, grid, padding_mode="reflection", align_corners=False)
-    if options.brightness or options.contrast or options.saturation:
-        views = _recolour(views, draw[:, 5:], context, options)
-    return views
-
-
 def _crops(draw: Tensor, options) -> Tensor:
     """Gives (B, 2, 3) affine maps of random crops inside the image, mirrored by chance."""
     area = options.crop + (1 - options.crop) * draw[:, 0]
     aspect = (ASPECT ** (2 * draw[:, 1] - 1)).clamp(area, 1 / area)  # neither side sticks out
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     mirror = torch.where(draw[:, 4] < options.flip, -1.0, 1.0)
-    theta = torch.zeros(len(draw), 2, 3, device=draw.device)
+    theta = torch.zeros(len(draw), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * mirror, height
     theta[:, 0, 2] = (1 - width) * (2 * draw[:, 2] - 1)
     theta[:, 1, 2] = (1 - height) * (2 * draw[:, 3] - 1)
     return theta
 
 
-def _recolour(views: Tensor, draw: Tensor, context: Context, options) -> Tensor:
-    """Applies brightness, contrast and saturation as one matrix and one offset per image."""
-    amount = torch.tensor(
-        [options.brightness, options.contrast, options.saturation], device=draw.device
-    )
-    bright, contrast, saturation = (1 + amount * (2 * draw - 1)).unbind(1)
-    same = torch.eye(3, device=draw.device)
-    grey = torch.full((3, 3), 1 / 3, device=draw.device)
-    matrix = grey + saturation[:, None, None] * (same - grey)
+def _colours(factors: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Gives brightness, contrast, saturation and normalisation as one matrix and one offset.
+
+    Args:
+        factors: (B, 3) of the three; 1 changes nothing.
+        context: Mean and standard deviation of the channels.
+
+    Returns:
+        (B, 3, 3) and (B, 3) float32, to be applied to pixels 0..255.
+    """
+    bright, contrast, saturation = factors.unbind(1)
+    grey = torch.full((3, 3), 1 / 3)
+    matrix = grey + saturation[:, None, None] * (torch.eye(3) - grey)
     matrix = matrix * (bright * contrast)[:, None, None]
-    # In pixel space: x -> b (c (S x - m) + m); carried over to normalised images.
-    pixel_mean = context.mean.mean()
-    offset = matrix @ context.mean + (bright * (1 - contrast) * pixel_mean)[:, None] - context.mean
-    matrix = matrix * context.std[None, None, :] / context.std[None, :, None]
-    mixed = (matrix @ views.flatten(2)).view(views.shape)
-    return mixed + (offset / context.std)[:, :, None, None]
+    # x -> b (c (S x - m) + m) on 0..1, m the mean grey; then less the mean, by the deviation.
+    offset = (bright * (1 - contrast) * context.mean.mean())[:, None] - context.mean
+    return matrix / (255 * context.std[:, None]), offset / context.std

@@ -1,4 +1,7 @@
-"""Resume states: written whole, digest-checked, the two newest kept, bound to their settings."""
+"""Resume states: written whole, digest-checked, the two newest kept, bound to their settings.
+
+The training only copies its state; a thread writes it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ import io
 import json
 import os
 import platform
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from kt.core import step
+from kt.core import parallel, step
 from kt.core.step import ConfigError, ResourceError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
+SAVE_SECONDS = 60.0  # between states, at least
+SAVE_SHARE = 0.01  # of the time that copying them may cost, at most
 
 
 def place(folder: Path | None, digests: list[str]) -> Path | None:
@@ -56,6 +63,58 @@ def claim(folder: Path):
     file.write(f"{os.getpid()} on {platform.node()}")
     file.flush()
     return file
+
+
+class Writer:
+    """Writes the states of one training beside it; of several processes the first one does."""
+
+    def __init__(self, folder: Path | None, fingerprint: dict):
+        """Takes the place of the states (None: nothing is written) and their settings."""
+        self.folder = folder if parallel.rank() == 0 else None
+        self.fingerprint = fingerprint
+        self.last, self.cost = time.monotonic(), 0.0
+        self.thread: ThreadPoolExecutor | None = None
+        self.writing: Future | None = None
+
+    def due(self) -> bool:
+        """Says whether it is time for a state: copying one costs at most `SAVE_SHARE`."""
+        pause = max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+        return self.folder is not None and time.monotonic() - self.last > pause
+
+    def save(self, number: int, content: dict) -> None:
+        """Copies a state and has it written; waits for the one before.
+
+        Raises:
+            OSError: The state before this one could not be written.
+        """
+        if self.folder is None:
+            return
+        start = time.monotonic()
+        copied = _copied(content)
+        self.last = time.monotonic()
+        self.cost = self.last - start
+        self.close()
+        self.thread = ThreadPoolExecutor(1, "resume")
+        self.writing = self.thread.submit(save, self.folder, number, copied, self.fingerprint)
+
+    def close(self) -> None:
+        """Waits until the last state is written.
+
+        Raises:
+            OSError: It could not be.
+        """
+        if self.thread is not None:
+            writing, thread, self.thread = self.writing, self.thread, None
+            thread.shutdown()
+            writing.result()
+
+
+def _copied(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:

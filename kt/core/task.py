@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kt.core import draws
+
+# What was drawn for B images: tensors whose first dimension is B, by name.
+Plan = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,37 +61,46 @@ class Task:
         """Keeps the context."""
         self.context = context
 
-    def to(self, device: torch.device) -> Task:
-        """Moves the tensors that `batch` needs to the device that trains."""
-        values = {
-            field.name: getattr(self.context, field.name).to(device)
-            for field in dataclasses.fields(self.context)
-            if isinstance(getattr(self.context, field.name), Tensor)
-        }
-        self.context = dataclasses.replace(self.context, **values)
-        return self
-
     def order(self, index: Tensor, epoch: int) -> Tensor:
         """Gives the rows of one epoch in training order, (n,) int64, from the rows at hand."""
-        ids = self.context.ids.cpu()[index]
-        return index[draws.permutation(self.context.seed, "order", epoch, ids)]
+        return index[draws.permutation(self.context.seed, "order", epoch, self.context.ids[index])]
 
-    def rows(self, index: Tensor, epoch: int) -> Tensor:
-        """Gives the rows of the images that a batch needs, (B, R) int64; the first is its own."""
-        return index[:, None]
-
-    def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Makes views and labels.
+    def plan(self, index: Tensor, epoch: int) -> Plan:
+        """Draws everything by which views differ, each image's share a function of its id alone.
 
         Args:
-            images: (B, R, 3, H, W) uint8, the images of `rows`.
-            index: (B,) int64 rows, on the same device.
+            index: (B,) int64 rows.
             epoch: Which pass; -1 for validation, whose draws never change.
 
         Returns:
-            (B, V, 3, h, w) float32 and (B,) int64.
+            Tensors of length B: at least `rows` (B, R) int64, the images needed, one's own first,
+            and `labels` (B,) int64.
         """
-        raise RuntimeError(f"{type(self).__name__} must define batch")
+        raise RuntimeError(f"{type(self).__name__} must define plan")
+
+    def views(self, images: Tensor, plan: Plan) -> Tensor:
+        """Makes views by tensor operations, on any device.
+
+        Args:
+            images: (B, R, 3, H, W) uint8, the images of `plan["rows"]`.
+            plan: Of B images, on the same device.
+
+        Returns:
+            (B, V, 3, h, w) float32.
+        """
+        raise RuntimeError(f"{type(self).__name__} must define views")
+
+    def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
+        """Makes the same views straight from all N images (N, 3, H, W) uint8, on one CPU core.
+
+        Tasks with a compiled loop use it here.
+        """
+        return self.views(torch.from_numpy(images[plan["rows"].numpy()]), plan)
+
+    def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Gives views of (B, R, 3, H, W) uint8 images, and labels: `plan` and `views` in one."""
+        plan = self.plan(index, epoch)
+        return self.views(images, plan), plan["labels"]
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
         """Gives the module from maps (B, V, M, h, w) to logits (B, C).

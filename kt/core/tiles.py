@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.core import draws
 from kt.core.permutations import NUM_TILES
-from kt.core.task import Context, Task
+from kt.core.task import Context, Plan, Task
 
 
 class JigsawTask(Task):
-    """The task of `kt/tasks/jigsawpp.py`; its draws and their order stand in `layout`."""
+    """The task of `kt/tasks/jigsawpp.py`; its draws and their order stand in `plan`."""
 
     num_views = NUM_TILES
     whole_images = False
@@ -25,26 +26,20 @@ class JigsawTask(Task):
         self.view_size = self.tile
         self.num_classes = len(permutations)
         self.permutations = torch.from_numpy(permutations).long()
-        self.ids = context.ids  # stay on the CPU, where rows are drawn
-
-    def to(self, device):
-        """Moves permutations, too."""
-        self.permutations = self.permutations.to(device)
-        return super().to(device)
 
     def rows(self, index: Tensor, epoch: int) -> Tensor:
         """Gives own row and that of another image, (B, 2)."""
         number = len(self.context.ids)
-        ids = self.ids[index]
+        ids = self.context.ids[index]
         step = draws.integers(self.context.seed, "other", epoch, ids, 1, max(number - 1, 1))[:, 0]
         return torch.stack([index, (index + 1 + step) % number], 1)
 
-    def layout(self, index: Tensor, epoch: int) -> dict[str, Tensor]:
+    def plan(self, index: Tensor, epoch: int) -> Plan:
         """Draws what each slot of each puzzle shows.
 
         Returns:
-            `labels` (B,); and per slot (B, 9): `cell`, `source` (0 own image, 1 the other);
-            `top` and `left` (B, 9, 3), the corner of each channel's window in pixels;
+            `rows` (B, 2) and `labels` (B,); per slot (B, 9): `cell`, `source` (0 own image, 1 the
+            other); `top` and `left` (B, 9, 3), the corner of each channel's window in pixels;
             `colour` (B, 3, 3), the matrix applied to the channels.
         """
         seed, ids = self.context.seed, self.context.ids[index]
@@ -58,8 +53,10 @@ class JigsawTask(Task):
         corner = offset.view(-1, 2, NUM_TILES, 1) + shift.view(-1, 2, NUM_TILES, 3)
         top = corner[:, 0] + (cell // 3 * self.cell)[..., None]
         left = corner[:, 1] + (cell % 3 * self.cell)[..., None]
-        colour = self._colour(ids, epoch)
-        return dict(labels=labels, cell=cell, source=source, top=top, left=left, colour=colour)
+        return {
+            "rows": self.rows(index, epoch), "labels": labels, "cell": cell, "source": source,
+            "top": top, "left": left, "colour": self._colour(ids, epoch),
+        }  # fmt: skip
 
     def _replaced(self, ids: Tensor, epoch: int) -> Tensor:
         """Says which slots are replaced, (B, 9) bool: 0 to `occlusions` of them, equally likely."""
@@ -72,21 +69,27 @@ class JigsawTask(Task):
         """Gives (B, 3, 3): plain grey, Doersch's colour projection, or no change."""
         draw = draws.uniform(self.context.seed, "grey", epoch, ids, 1)[:, :, None]
         grey, projection = self.options.grey, self.options.projection
-        direction = torch.tensor([[-1.0, 2.0, -1.0]], device=ids.device)  # authors' code
-        same = torch.eye(3, device=ids.device)
-        mean = torch.full((3, 3), 1 / 3, device=ids.device)
+        direction = torch.tensor([[-1.0, 2.0, -1.0]])  # authors' code
+        same, mean = torch.eye(3), torch.full((3, 3), 1 / 3)
         without = same - direction.T @ direction / (direction @ direction.T)
         return torch.where(draw < grey, mean, torch.where(draw < grey + projection, without, same))
 
-    def tiles(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gives the tiles before they are normalised, (B, 9, 3, t, t) float32, and the layout."""
-        layout = self.layout(index, epoch)
-        return cut(mix(images, layout["colour"]), layout, self.tile), layout
+    def tiles(self, images: Tensor, plan: Plan) -> Tensor:
+        """Gives the tiles before they are normalised, (B, 9, 3, t, t) float32."""
+        return cut(mix(images, plan["colour"]), plan, self.tile)
 
-    def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Gives normalised tiles (B, 9, 3, t, t) and permutation labels (B,)."""
-        tiles, layout = self.tiles(images, index, epoch)
-        return standardise(tiles), layout["labels"]
+    def views(self, images: Tensor, plan: Plan) -> Tensor:
+        """Gives normalised tiles (B, 9, 3, t, t)."""
+        return standardise(self.tiles(images, plan))
+
+    def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
+        """Gives the same tiles by one compiled loop."""
+        from kt.core import compiled  # costs half a second, and an accelerator needs none of it
+
+        found = torch.empty(len(plan["labels"]), NUM_TILES, 3, self.tile, self.tile)
+        names = ("rows", "source", "top", "left", "colour")
+        compiled.puzzles(images, *(plan[name].numpy() for name in names), found.numpy())
+        return found
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
         """Gives the context-free network's head: fc6 per tile, fc7 over all, softmax."""
@@ -132,12 +135,12 @@ def mix(images: Tensor, colour: Tensor) -> Tensor:
     return (colour[:, None] @ flat).view(images.shape)
 
 
-def cut(images: Tensor, layout: dict[str, Tensor], tile: int) -> Tensor:
+def cut(images: Tensor, plan: Plan, tile: int) -> Tensor:
     """Cuts all tiles of all puzzles with one gather.
 
     Args:
         images: (B, R, 3, H, W), any dtype.
-        layout: `source` (B, 9), `top` and `left` (B, 9, 3).
+        plan: `source` (B, 9), `top` and `left` (B, 9, 3).
         tile: Edge of a tile in pixels.
 
     Returns:
@@ -145,9 +148,9 @@ def cut(images: Tensor, layout: dict[str, Tensor], tile: int) -> Tensor:
     """
     batch, sources, channels, height, width = images.shape
     device = images.device
-    image = torch.arange(batch, device=device)[:, None] * sources + layout["source"]
+    image = torch.arange(batch, device=device)[:, None] * sources + plan["source"]
     plane = image[..., None] * channels + torch.arange(channels, device=device)
-    first = (plane * height + layout["top"]) * width + layout["left"]
+    first = (plane * height + plan["top"]) * width + plan["left"]
     steps = torch.arange(tile, device=device)
     window = steps[:, None] * width + steps
     return images.flatten()[first[..., None, None] + window]

@@ -1,7 +1,8 @@
 """The one training loop: pretext, target, fine-tuning and the supervised bound.
 
 Order, views and labels of a step are functions of (seed, epoch, image), so the position in a
-training is one integer and a stopped training goes on exactly where it was.
+training is one integer and a stopped training goes on exactly where it was. Under torchrun the
+processes share each batch (`kt/core/parallel.py`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.config import Training
-from kt.core import draws, resume, step
+from kt.core import draws, parallel, resume, step
 from kt.core.backbone import Backbone
+from kt.core.delivery import batches, load_batch
 from kt.core.images import Pack
 from kt.core.optimiser import Optimiser
-from kt.core.step import DataError, Interrupted, log
+from kt.core.step import ConfigError, DataError, Interrupted, log
 from kt.core.task import Task
 
-SAVE_SECONDS = 120.0  # between resume states
 VALIDATIONS = 20  # at most so many over a training
 LOOK = 20  # steps between two looks at the loss on an accelerator: each one waits for it
+MOST_DELIVERY_THREADS = 4
 
 
 class Network(nn.Module):
@@ -67,6 +69,7 @@ class Job:
         log: Where the JSON lines go, or None.
         state: Folder for resume states, or None.
         fingerprint: Settings that a resume state must share.
+        delivery: Threads that fill batches ahead, or None for as many as are likely to pay.
     """
 
     network: Network
@@ -81,11 +84,20 @@ class Job:
     log: Path | None = None
     state: Path | None = None
     fingerprint: dict = dataclasses.field(default_factory=dict)
+    delivery: int | None = None
 
 
 def device() -> torch.device:
     """Gives the device that trains: CUDA when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return parallel.device()
+
+
+def delivery_threads(where: torch.device) -> int:
+    """Gives the threads that fill batches ahead where nothing is said: none on a single core."""
+    cores = torch.get_num_threads()
+    if where.type == "cuda":
+        return min(MOST_DELIVERY_THREADS, cores)
+    return int(cores > 1)
 
 
 def precision(wanted: str, where: torch.device) -> torch.dtype:
@@ -113,6 +125,7 @@ def train(job: Job) -> list[dict]:
         DataError: The loss is not finite; step and images are named.
         Interrupted: A signal came; the resume state is written.
     """
+    parallel.connect()
     run = _Run(job)
     run.resume()
     with _signals() as stop:
@@ -124,19 +137,26 @@ class _Run:
     """The state of one training: everything that a resume state holds, and what it needs."""
 
     def __init__(self, job: Job):
-        self.job = job
+        self.job, settings = job, job.settings
         self.device = device()
-        self.dtype = precision(job.settings.precision, self.device)
-        job.network.to(self.device).to(memory_format=torch.channels_last)
-        job.task.to(self.device)
-        self.batch = min(job.settings.batch, len(job.train))
+        self.dtype = precision(settings.precision, self.device)
+        self.batch = global_batch(settings, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
-        self.optimiser = Optimiser(job.network, job.settings)
+        parallel.synchronise(job.network)
+        job.network.to(self.device).to(memory_format=torch.channels_last)
+        self.optimiser = Optimiser(job.network, settings, self.dtype)
+        self.network = parallel.wrap(job.network)
+        if self.device.type == "cuda":
+            _set_up_cuda(settings)
+            if settings.compile:
+                self.network = torch.compile(self.network)
+        threads = job.delivery
+        self.threads = delivery_threads(self.device) if threads is None else threads
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
-        self.saved = time.monotonic()
+        self.writer = resume.Writer(job.state, job.fingerprint)
         self.sums = torch.zeros(2, device=self.device)  # of the epoch: loss, share right
         self.counted = 0
 
@@ -145,52 +165,71 @@ class _Run:
         job = self.job
         say = log.info if job.log else step.detail  # fine-tuning runs by the dozen
         say(
-            "%s: %d images, %d epochs, %d steps of %d, %s on %s",
+            "%s: %d images, %d epochs, %d steps of %d, %s on %s, %d processes, %d delivery threads",
             job.name, len(job.train), job.epochs, self.total, self.batch, self.dtype, self.device,
+            parallel.size(), self.threads,
         )  # fmt: skip
         progress = step.Progress(job.name, self.total * self.batch, "img", self.step * self.batch)
         # By records, not by steps: a state may stand between an epoch's last step and its record.
-        for epoch in range(len(self.records), job.epochs):
-            self._epoch(epoch, progress, stop)
-            self._record(epoch)
+        try:
+            for epoch in range(len(self.records), job.epochs):
+                self._epoch(epoch, progress, stop)
+                self._record(epoch)
+        finally:
+            self.writer.close()
         progress.close()
         job.network.eval()
 
     def _epoch(self, epoch: int, progress: step.Progress, stop: threading.Event) -> None:
         job, start = self.job, time.monotonic()
         job.network.train()
-        order = job.task.order(job.train, epoch)
-        while self.step < (epoch + 1) * self.steps_per_epoch:
-            first = self.step % self.steps_per_epoch * self.batch
-            index = order[first : first + self.batch]
-            loss = self._step(index, epoch)
+        order = job.task.order(job.train, epoch)[: self.steps_per_epoch * self.batch]
+        left = order[(self.step - epoch * self.steps_per_epoch) * self.batch :]
+        own = self.batch // parallel.size()
+        mine = parallel.deal(left, self.batch)
+        for index, views, labels in batches(
+            job.task, job.pack, mine, own, epoch, self.device, self.threads
+        ):
+            loss = self._step(index, views, labels)
             self.step += 1
             shown = "" if loss is None else f", loss {loss:.3f}"
             progress.add(self.batch, f"epoch {epoch + 1}/{job.epochs}{shown}")
-            if stop.is_set() or time.monotonic() - self.saved > SAVE_SECONDS:
+            stopped, due = self._agree(stop)
+            if stopped or due:
                 self.seconds += time.monotonic() - start
                 start = time.monotonic()
                 self._check_finite(self.step, index)
                 self.save()
-                if stop.is_set():
+                if stopped:
+                    self.writer.close()
                     raise Interrupted(
                         f"{job.name}: stopped at step {self.step}; run it again to go on"
                     )
         self._check_finite(self.step, order[:0])
         self.seconds += time.monotonic() - start
 
-    def _step(self, index: Tensor, epoch: int) -> float | None:
-        """Makes one step; gives the loss, or None where asking would stall an accelerator."""
-        job = self.job
-        lr = job.settings.lr * rate(self.step, self.total, job.settings)
-        torch.manual_seed(_step_seed(job.seed, self.step))  # dropout
-        views, labels = load_batch(job.task, job.pack, index, epoch, self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = job.network(views)
-        loss = functional.cross_entropy(
-            logits.float(), labels, label_smoothing=job.settings.label_smoothing
+    def _agree(self, stop: threading.Event) -> tuple[bool, bool]:
+        """Says whether to stop and whether to save here; several processes do both together."""
+        found = stop.is_set(), self.writer.due()
+        if parallel.size() == 1:
+            return found
+        if self.device.type == "cuda" and self.step % LOOK:  # asking waits for the device
+            return False, False
+        return tuple(
+            parallel.total(torch.tensor(found, device=self.device).float()).bool().tolist()
         )
-        loss.backward()
+
+    def _step(self, index: Tensor, views: Tensor, labels: Tensor) -> float | None:
+        """Makes one step; gives the loss, or None where asking would stall an accelerator."""
+        settings = self.job.settings
+        lr = settings.lr * rate(self.step, self.total, settings)
+        torch.manual_seed(_step_seed(self.job.seed, self.step) + parallel.rank())  # dropout
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(views)
+        loss = functional.cross_entropy(
+            logits.float(), labels, label_smoothing=settings.label_smoothing
+        )
+        self.optimiser.scaled(loss).backward()
         self.optimiser.step(lr)
         self.sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
         self.counted += 1
@@ -213,7 +252,7 @@ class _Run:
 
     def _record(self, epoch: int) -> None:
         job = self.job
-        loss, top1 = (self.sums / self.counted).tolist()
+        loss, top1 = (parallel.total(self.sums) / parallel.size() / self.counted).tolist()
         self.sums.zero_()
         self.counted = 0
         record = {"epoch": epoch + 1, "step": self.step, "loss": loss, "top1": top1}
@@ -226,61 +265,65 @@ class _Run:
         record["images_per_second"] = round(self.step * self.batch / max(self.seconds, 1e-9), 1)
         self.records.append(record)
         step.detail("%s: %s", job.name, json.dumps(record))
-        if job.log:
+        if job.log and parallel.rank() == 0:
             step.write_text(job.log, "".join(json.dumps(row) + "\n" for row in self.records))
 
     def save(self) -> None:
-        """Writes the resume state, if there is a place for it."""
-        if self.job.state is None:
-            return
-        content = {
-            "network": self.job.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "records": json.dumps(self.records),
-            "sums": self.sums,
-            "counted": self.counted,
-        }
-        resume.save(self.job.state, self.step, content, self.job.fingerprint)
-        self.saved = time.monotonic()
+        """Copies the state; it is written while the training goes on."""
+        self.writer.save(
+            self.step,
+            {
+                "network": self.job.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "records": json.dumps(self.records),
+                "sums": parallel.total(self.sums.clone()) / parallel.size(),
+                "counted": self.counted,
+            },
+        )
 
     def resume(self) -> None:
         """Goes on from the newest readable state of the same settings, if there is one."""
-        if self.job.state is None:
+        job = self.job
+        if job.state is None:
             return
-        self.lock = resume.claim(self.job.state)
-        content = resume.newest(self.job.state, self.job.fingerprint, self.device)
+        if parallel.rank() == 0:
+            self.lock = resume.claim(job.state)
+        content = resume.newest(job.state, job.fingerprint, self.device)
+        parallel.wait()  # all have read before one writes
         if content is None:
             return
-        self.job.network.load_state_dict(content["network"])
+        job.network.load_state_dict(content["network"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.records = json.loads(content["records"])
         for name in ("step", "seconds", "sums", "counted"):
             setattr(self, name, content[name])
-        log.info("%s: goes on at step %d of %d", self.job.name, self.step, self.total)
+        log.info("%s: goes on at step %d of %d", job.name, self.step, self.total)
 
 
-def load_batch(task: Task, pack: Pack, index: Tensor, epoch: int, where: torch.device):
-    """Fetches the images of a batch and lets the task make views and labels of them.
+def global_batch(settings: Training, number: int) -> int:
+    """Gives the images of a step, of all processes together, for so many training images.
 
-    Args:
-        task: The task, on the device.
-        pack: The images.
-        index: (B,) int64 rows, on the CPU.
-        epoch: Which pass.
-        where: The device.
-
-    Returns:
-        (B, V, 3, h, w) float32 and (B,) int64, on the device.
+    Raises:
+        ConfigError: They cannot be dealt out evenly.
     """
-    rows = task.rows(index, epoch)
-    images = torch.from_numpy(pack.images[rows.flatten().numpy()]).view(
-        *rows.shape, *pack.images.shape[1:]
-    )
-    if where.type == "cuda":
-        images, index = images.pin_memory().to(where, non_blocking=True), index.to(where)
-    return task.batch(images, index, epoch)
+    processes = parallel.size()
+    if settings.batch % processes:
+        raise ConfigError(
+            f"training.batch: {settings.batch} images cannot be dealt out to {processes} processes "
+            "evenly; choose another batch or another number of processes"
+        )
+    return min(settings.batch, number // processes * processes)
+
+
+def _set_up_cuda(settings: Training) -> None:
+    """Lets matrix products in float32 use TF32, and picks convolutions by timing them."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 @torch.no_grad()

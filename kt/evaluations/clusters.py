@@ -76,18 +76,20 @@ def views(backbone, pool, index, options: Options, seed: int, number: int):
     """Gives features (n, D) float32 of unit length of the `number`-th augmented view."""
     import torch
 
+    from kt.core import delivery
     from kt.core import task as tasks
-    from kt.core import training
     from kt.core.backbone import pool as average
     from kt.pretext_train import build_task
 
     ids = torch.from_numpy(pool.ids)
-    context = tasks.Context(pool.size, ids, backbone.mean, backbone.std, seed, ids * 0, 1)
+    context = tasks.Context(
+        pool.size, ids, backbone.mean.cpu(), backbone.std.cpu(), seed, ids * 0, 1
+    )
     where = backbone.mean.device
-    task, found = build_task(options.task, context).to(where), []
+    task, found = build_task(options.task, context), []
     with torch.inference_mode():
         for part in index.split(500):
-            batch, _ = training.load_batch(task, pool, part, VIEWS + number, where)
+            batch, _ = delivery.load_batch(task, pool, part, VIEWS + number, where)
             found.append(average(backbone(batch[:, 0]), 1).cpu())
     return _unit(torch.cat(found).numpy())
 

@@ -1,0 +1,145 @@
+"""Compiled loops that make views straight from the uint8 images of a pack, on one CPU core.
+
+They read each pixel where it lies in the memory map and write each view once. The same arithmetic
+as tensor operations stands in `kt/core/tiles.py` and `kt/core/augment.py`, for accelerators and as
+the reference; both are fed by the same draws. The compiled code is kept beside this file, so only
+the first run on a machine compiles (some seconds); the interpreter lock is free while they run.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+# Sums may be taken in any order: four times as quick, and the tests hold it to float tolerance.
+compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+@compiled
+def puzzles(images, rows, source, top, left, colour, tiles) -> None:
+    """Cuts, mixes and standardises the tiles of puzzles.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        rows: (B, R) int64, own image and others.
+        source: (B, V) int64, which of the R images a slot shows.
+        top: (B, V, 3) int64, first row of each channel's window.
+        left: (B, V, 3) int64, first column.
+        colour: (B, 3, 3) float32, applied to the channels.
+        tiles: (B, V, 3, t, t) float32 to be filled: zero mean and unit variance each, the variance
+            from differences to the mean; under one grey level of deviation only centred.
+    """
+    for puzzle in range(tiles.shape[0]):
+        matrix = colour[puzzle]
+        plain = True
+        for i in range(3):
+            for j in range(3):
+                plain &= matrix[i, j] == (1.0 if i == j else 0.0)
+        for slot in range(tiles.shape[1]):
+            image = images[rows[puzzle, source[puzzle, slot]]]
+            tile = tiles[puzzle, slot]
+            if plain:
+                _copy(image, top[puzzle, slot], left[puzzle, slot], tile)
+            else:
+                _mix(image, top[puzzle, slot], left[puzzle, slot], matrix, tile)
+            _standardise(tile.ravel())
+
+
+@compiled
+def _copy(image, top, left, tile) -> None:
+    # Unsigned indices: numba need not ask whether they count from the end, and vectorises.
+    size = np.uint64(tile.shape[2])
+    for channel in range(3):
+        first = np.uint64(left[channel])
+        for y in range(np.uint64(tile.shape[1])):
+            row = np.uint64(top[channel]) + y
+            for x in range(size):
+                tile[channel, y, x] = image[channel, row, first + x]
+
+
+@compiled
+def _mix(image, top, left, matrix, tile) -> None:
+    size = np.uint64(tile.shape[2])
+    for channel in range(3):
+        red, green, blue = matrix[channel]
+        first = np.uint64(left[channel])
+        for y in range(np.uint64(tile.shape[1])):
+            row = np.uint64(top[channel]) + y
+            for x in range(size):
+                tile[channel, y, x] = (
+                    red * image[0, row, first + x]
+                    + green * image[1, row, first + x]
+                    + blue * image[2, row, first + x]
+                )
+
+
+@compiled
+def _standardise(values) -> None:
+    total = np.float32(0)
+    for i in range(values.size):
+        total += values[i]
+    mean = total / np.float32(values.size)
+    squares = np.float32(0)
+    for i in range(values.size):
+        squares += (values[i] - mean) * (values[i] - mean)
+    deviation = np.sqrt(squares / np.float32(values.size))
+    scale = np.float32(1) / max(deviation, np.float32(1))
+    for i in range(values.size):
+        values[i] = (values[i] - mean) * scale
+
+
+@compiled
+def crops(images, rows, theta, matrix, offset, views) -> None:
+    """Crops, mirrors, resizes (bilinear) and recolours images.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        rows: (B,) int64.
+        theta: (B, 2, 3) float32, diagonal maps from view to image, both in -1..1, as
+            `torch.nn.functional.affine_grid` has it.
+        matrix: (B, 3, 3) float32, applied to the channels.
+        offset: (B, 3) float32, added to them.
+        views: (B, 3, h, w) float32 to be filled.
+    """
+    height, width = images.shape[2:]
+    low, high = np.empty((2, views.shape[3]), np.int64)
+    share = np.empty(views.shape[3], np.float32)
+    line = np.empty((3, width), np.float32)
+    for view in range(views.shape[0]):
+        image, mix = images[rows[view]], matrix[view]
+        for x in range(views.shape[3]):
+            low[x], high[x], share[x] = _between(x, views.shape[3], theta[view, 0], 0, width)
+        for y in range(views.shape[2]):
+            upper, lower, part = _between(y, views.shape[2], theta[view, 1], 1, height)
+            for channel in range(3):
+                for x in range(width):
+                    above = np.float32(image[channel, upper, x])
+                    line[channel, x] = above + part * (image[channel, lower, x] - above)
+            for x in range(views.shape[3]):
+                red = line[0, low[x]] + share[x] * (line[0, high[x]] - line[0, low[x]])
+                green = line[1, low[x]] + share[x] * (line[1, high[x]] - line[1, low[x]])
+                blue = line[2, low[x]] + share[x] * (line[2, high[x]] - line[2, low[x]])
+                for channel in range(3):
+                    views[view, channel, y, x] = (
+                        mix[channel, 0] * red
+                        + mix[channel, 1] * green
+                        + mix[channel, 2] * blue
+                        + offset[view, channel]
+                    )
+
+
+@compiled
+def _between(index, number, theta, axis, size):
+    """Gives the two pixels that a view's pixel lies between, and the share of the second."""
+    place = (2 * index + 1) / number - 1
+    place = ((place * theta[axis] + theta[2] + 1) * size - 1) / 2
+    place = min(max(place, 0.0), size - 1.0)
+    low = int(place)
+    return low, min(low + 1, size - 1), np.float32(place - low)
+
+
+@compiled
+def gather(images, rows, found) -> None:
+    """Copies images (N, 3, H, W) uint8 of the rows (B,) int64 to `found` (B, 3, H, W)."""
+    for i in range(len(rows)):
+        found[i] = images[rows[i]]

@@ -1,0 +1,115 @@
+"""Batches ready for the step: drawn in blocks, filled ahead by threads, in order.
+
+On a CPU the views are written by compiled loops straight from the memory map; for an accelerator
+the images are gathered into pinned memory, copied without waiting, and the views made there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kt.core.images import Pack
+from kt.core.task import Plan, Task
+
+PLANNED = 2048  # images drawn at once: some 60 small operations cost the same for any number
+
+
+def load_batch(
+    task: Task, pack: Pack, index: Tensor, epoch: int, where: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Gives views and labels of some images.
+
+    Args:
+        task: Says how.
+        pack: The images.
+        index: (B,) int64 rows.
+        epoch: Which pass.
+        where: The device.
+
+    Returns:
+        (B, V, 3, h, w) float32 and (B,) int64, on the device.
+    """
+    return _ready(task, *_fetch(task, pack, task.plan(index, epoch), where), where)
+
+
+def batches(
+    task: Task, pack: Pack, order: Tensor, batch: int, epoch: int, where: torch.device, threads: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields the batches of an epoch; the same for any number of threads.
+
+    Args:
+        task: Says what is drawn.
+        pack: The images.
+        order: (n,) int64 rows, n a multiple of `batch`.
+        batch: Images in each.
+        epoch: Which pass.
+        where: The device.
+        threads: That fill ahead; 0: the caller's own.
+
+    Yields:
+        (B,) int64 rows; (B, V, 3, h, w) float32 and (B,) int64 on the device.
+    """
+    blocks = order.split(max(1, PLANNED // batch) * batch)
+    if not threads:
+        for block in blocks:
+            plan = task.plan(block, epoch)
+            for first in range(0, len(block), batch):
+                fetched = _fetch(task, pack, _part(plan, first, batch), where)
+                yield block[first : first + batch], *_ready(task, *fetched, where)
+        return
+    pool, waiting = ThreadPoolExecutor(threads, "delivery"), deque()
+    try:
+        for index, fetch in _fetches(task, pack, blocks, batch, epoch, where, pool):
+            waiting.append((index, pool.submit(fetch)))
+            if len(waiting) > 2 * threads:
+                index, future = waiting.popleft()
+                yield index, *_ready(task, *future.result(), where)
+        for index, future in waiting:
+            yield index, *_ready(task, *future.result(), where)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetches(task, pack, blocks, batch: int, epoch: int, where, pool):
+    """Yields each batch's rows and what fetches it; a block's draws are a job of their own."""
+    for block in blocks:
+        # Handed in before the fetches that wait for it, so one thread is enough.
+        planned = pool.submit(task.plan, block, epoch)
+        for first in range(0, len(block), batch):
+            yield (
+                block[first : first + batch],
+                partial(_fetch_planned, task, pack, planned, first, batch, where),
+            )
+
+
+def _fetch_planned(task, pack, planned, first: int, batch: int, where):
+    return _fetch(task, pack, _part(planned.result(), first, batch), where)
+
+
+def _part(plan: Plan, first: int, number: int) -> Plan:
+    return {name: value[first : first + number] for name, value in plan.items()}
+
+
+def _fetch(task: Task, pack: Pack, plan: Plan, where: torch.device) -> tuple[Tensor, Plan]:
+    """Gives views for a CPU, else the uint8 images (B, R, 3, H, W); all that a thread can do."""
+    if where.type == "cpu":
+        return task.fill(pack.images, plan), plan
+    from kt.core import compiled
+
+    rows = plan["rows"]
+    images = torch.empty(*rows.shape, *pack.images.shape[1:], dtype=torch.uint8, pin_memory=True)
+    compiled.gather(pack.images, rows.flatten().numpy(), images.flatten(0, 1).numpy())
+    return images, {name: value.pin_memory() for name, value in plan.items()}
+
+
+def _ready(task: Task, found: Tensor, plan: Plan, where: torch.device) -> tuple[Tensor, Tensor]:
+    if where.type == "cpu":
+        return found, plan["labels"]
+    plan = {name: value.to(where, non_blocking=True) for name, value in plan.items()}
+    return task.views(found.to(where, non_blocking=True), plan), plan["labels"]

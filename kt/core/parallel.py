@@ -1,0 +1,133 @@
+"""One training on several processes, started by torchrun.
+
+    torchrun --standalone --nproc-per-node 2 -m kt.pretext_train ...
+
+Each global batch is dealt out to the processes, gradients are averaged, and batch norm takes its
+statistics over all of them, so the result depends on the number of processes by rounding alone
+(dropout has other draws). Without torchrun everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+from torch import Tensor, distributed, nn
+
+TIMEOUT = datetime.timedelta(minutes=5)  # a lost process ends the others after this, at the latest
+
+
+def size() -> int:
+    """Gives the number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Gives this process's number; 0 writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def device() -> torch.device:
+    """Gives the device of this process: its own GPU when there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def connect() -> None:
+    """Joins the processes that torchrun started."""
+    if size() > 1 and not distributed.is_initialized():
+        where = device()
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+
+
+def deal(order: Tensor, batch: int) -> Tensor:
+    """Gives this process's share of each batch of an epoch.
+
+    Args:
+        order: (n,) int64 rows, n a multiple of `batch`.
+        batch: Of all processes together, a multiple of their number.
+    """
+    return order.view(-1, batch // size(), size())[:, :, rank()].flatten()
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """Gives a network whose backward pass averages gradients over the processes.
+
+    Its batch norms must have been replaced by `synchronise`.
+    """
+    if size() == 1:
+        return network
+    where = next(network.parameters()).device
+    devices = [where] if where.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, devices, broadcast_buffers=False)
+
+
+def synchronise(network: nn.Module) -> None:
+    """Lets the batch norms of a network see the batch of all processes."""
+    if size() > 1:
+        for norm in network.modules():
+            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                norm.__class__ = _synchronised[type(norm)]
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes, and the sum of the gradients backwards."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return total(value.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return total(grad.clone())
+
+
+class _Synchronised:
+    """Batch norm over all processes, also on CPUs, where torch's own has none."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(maps)
+        values = maps.float()
+        dims = [dim for dim in range(maps.ndim) if dim != 1]
+        number = values.numel() // values.shape[1] * size()
+        shape = [1, -1] + [1] * (maps.ndim - 2)
+        mean = _Total.apply(values.sum(dims)) / number
+        centred = values - mean.view(shape)
+        variance = _Total.apply(centred.square().sum(dims)) / number
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * number / (number - 1), share)
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(maps.dtype)
+
+
+class _Synchronised1d(_Synchronised, nn.BatchNorm1d):
+    pass
+
+
+class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
+    pass
+
+
+_synchronised = {nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d}
+
+
+def total(value: Tensor) -> Tensor:
+    """Gives the sum over the processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(value)
+    return value
+
+
+def wait() -> None:
+    """Waits for all processes."""
+    if size() > 1:
+        distributed.barrier()
