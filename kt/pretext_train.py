@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
+    parser.add_argument("--delivery-threads", type=int, help="that fill batches ahead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from kt.core import backbone as backbones
-    from kt.core import images, model, training
+    from kt.core import images, model, parallel, training
 
     if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
         raise step.ConfigError("--task: needs --training, and --epochs of at least 1 or a --budget")
@@ -69,6 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.task:
         job = _job(arguments, backbone, context, pack, train, held_out)
         records = training.train(job)
+        if parallel.rank():
+            return  # the first process writes
         examples = solved_puzzles(job) if hasattr(job.task, "tiles") else None
         description["task"] = arguments.task.model_dump()
         description["training"] = training_summary(job)
@@ -91,6 +94,7 @@ def _job(arguments, backbone, context, pack, train, held_out):
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
         resume.place(arguments.state, [digest]), {**fingerprint(arguments), "digest": digest},
+        arguments.delivery_threads,
     )  # fmt: skip
     if arguments.budget:
         cost = sum(map(_cost, arguments.budget))
@@ -145,13 +149,13 @@ def progress_name(arguments: argparse.Namespace) -> str:
 
 def fingerprint(arguments: argparse.Namespace) -> dict:
     """Gives the settings that a resume state must share."""
-    ignored = ("log", "threads", "output", "state", "describe")
+    ignored = ("log", "threads", "delivery_threads", "output", "state", "describe")
     return {key: value for key, value in vars(arguments).items() if key not in ignored}
 
 
 def training_summary(job) -> dict:
     """Gives what model.json says of a training: settings, images, cost, device."""
-    from kt.core import training
+    from kt.core import parallel, training
 
     last = job.network.backbone.mean.device
     return {
@@ -159,6 +163,7 @@ def training_summary(job) -> dict:
         "epochs": job.epochs,
         "images": len(job.train),
         "multiply_adds": training.multiply_adds(job.network, job.task),
+        "processes": parallel.size(),
         "computed_in": str(training.precision(job.settings.precision, last)),
         "device": str(last),
     }

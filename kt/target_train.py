@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
+    parser.add_argument("--delivery-threads", type=int, help="that fill batches ahead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
 
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains and writes the model."""
     import torch
 
-    from kt.core import images, model, resume, table, training
+    from kt.core import images, model, parallel, resume, table, training
     from kt.pretext_train import (
         build_task,
         fingerprint,
@@ -88,8 +89,11 @@ def run(arguments: argparse.Namespace) -> None:
         training.Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
         resume.place(arguments.state, digests), {**fingerprint(arguments), "digests": digests},
+        arguments.delivery_threads,
     )  # fmt: skip
     records = training.train(job)
+    if parallel.rank():
+        return  # the first process writes
     text = "".join(json.dumps(record) + "\n" for record in records)
     step.write_text(arguments.output / "log.jsonl", text)
     parents = dict(zip(map(str, (arguments.pack, parent)), digests, strict=True))

@@ -81,3 +81,35 @@ def test_training_does_not_import_the_compiler():
     )
     here = str(crafted.__file__).rsplit("/", 1)[0]
     assert subprocess.run([sys.executable, "-c", code], cwd=here).returncode == 0
+
+
+def losses_with_an_overflow(network, backward, update, steps=6):
+    generator = torch.Generator().manual_seed(5)
+    for number in range(steps):
+        images = torch.randn(8, 3, 8, 8, generator=generator)
+        loss = network(images).square().mean() * (1e36 if number == 2 else 1.0)
+        backward(loss)
+        update(0.05)
+    return [weight.detach().clone() for weight in network.parameters()]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_in_float16_an_overflow_is_left_out_as_torchs_scaler_does(name):
+    settings = crafted.training(optimiser=name, weight_decay=0.0)
+    ours, theirs = draw_network(), draw_network()
+    found = Optimiser(ours, settings, torch.float16)
+    kind = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
+    options = {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.0}
+    reference = kind(theirs.parameters(), 0.05, **options)
+    scaler = torch.amp.GradScaler("cpu")
+
+    def update(lr):
+        scaler.step(reference)
+        scaler.update()
+        reference.zero_grad()
+
+    one = losses_with_an_overflow(ours, lambda x: found.scaled(x).backward(), found.step)
+    two = losses_with_an_overflow(theirs, lambda x: scaler.scale(x).backward(), update)
+    for mine, other in zip(one, two, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    assert float(found.scale) == scaler.get_scale() == 2.0**15 and int(found.steps) == 5

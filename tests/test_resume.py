@@ -18,21 +18,40 @@ from kt.core.step import ConfigError, DataError, Interrupted, ResourceError
 EPOCHS, STEPS = 3, 12  # four steps an epoch
 
 
-def built(state=None, fingerprint=None, kill_at=None):
-    """A jigsaw training with dropout; a signal comes while the batch of step `kill_at` is made."""
-    pixels = crafted.scenes(136, 36)
-    task = crafted.jigsaw(36, 136, dropout=0.3)
+def built(state=None, kill_at=None, kind="pretext", delivery=0):
+    """A training with dropout; a signal comes in the forward pass of step `kill_at`."""
+    if kind == "pretext":
+        pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136, dropout=0.3)
+    else:
+        pixels, labels = crafted.discs(136, 16)
+        task = crafted.labelling(16, labels, crop=0.6, flip=0.5, brightness=0.3, balance=True)
     wanted = job(task, pixels, held_out=8, epochs=EPOCHS, label_smoothing=0.1)
-    fill, count = task.fill, [0]
+    count = [0]
 
-    def spy(images, plan):
-        count[0] += len(plan["labels"]) == wanted.settings.batch  # validation has another number
-        if kill_at is not None and count[0] == kill_at:
+    def spy(network, views):
+        count[0] += network.training
+        if count[0] == kill_at:
             signal.raise_signal(signal.SIGTERM)
-        return fill(images, plan)
 
-    task.fill = spy
-    return dataclasses.replace(wanted, state=state, fingerprint=fingerprint or {"lr": 1})
+    wanted.network.register_forward_pre_hook(spy)
+    return dataclasses.replace(wanted, state=state, fingerprint={"lr": 1}, delivery=delivery)
+
+
+def batches_of(wanted):
+    """Trains and gives the rows of every batch as the network got them."""
+    seen, step = [], training._Run._step
+
+    def spy(run, index, views, labels):
+        seen.append(index.tolist())
+        return step(run, index, views, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "_step", spy)
+        try:
+            training.train(wanted)
+        except Interrupted:
+            pass
+    return seen
 
 
 def save_always(monkeypatch):
@@ -74,6 +93,18 @@ def test_a_stopped_training_goes_on_to_the_same_weights_and_log(tmp_path, uninte
     assert_same(outcome(again, training.train(again)), uninterrupted)
 
 
+@pytest.mark.parametrize("delivery", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["pretext", "labels"])
+def test_batches_weights_and_log_are_the_same_for_any_number_of_threads(tmp_path, kind, delivery):
+    whole = built(kind=kind)
+    expected = batches_of(whole)
+    first, again = built(tmp_path, 6, kind, delivery), built(tmp_path, None, kind, delivery)
+    assert batches_of(first) + batches_of(again) == expected
+    assert len(expected) == STEPS
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name])
+
+
 def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupted):
     stop(tmp_path, 3)
     with pytest.raises(Interrupted, match="step 5"):
@@ -108,6 +139,48 @@ def test_a_broken_state_falls_back_to_the_one_before(
         assert_same(outcome(again, training.train(again)), uninterrupted)
     assert "step-000000007.state is broken, the state before it is used" in caplog.text
     assert "goes on at step 6 of 12" in caplog.text
+
+
+def test_copying_a_state_costs_its_share_of_the_training_at_most(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
+
+    def slow(content):
+        clock[0] += 3.0
+        return content
+
+    monkeypatch.setattr(resume, "_copied", slow)
+    writer = resume.Writer(tmp_path, {})
+    assert not writer.due()
+    clock[0] = resume.SAVE_SECONDS + 1
+    assert writer.due()
+    writer.save(1, {"step": 1})
+    clock[0] += 299
+    assert not writer.due()
+    clock[0] += 2
+    assert writer.due()
+    writer.close()
+
+
+def test_a_state_is_that_of_its_step_though_the_training_goes_on(tmp_path):
+    weight = torch.zeros(1_000_000)
+    writer = resume.Writer(tmp_path, {})
+    writer.save(1, {"weights": [weight], "step": 1})
+    weight += 1
+    writer.close()
+    found = resume.newest(tmp_path, {}, torch.device("cpu"))
+    assert found["weights"][0].abs().max() == 0
+
+
+def test_a_state_that_cannot_be_written_ends_the_training_with_the_reason(tmp_path, monkeypatch):
+    save_always(monkeypatch)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        training.train(built(tmp_path))
 
 
 def test_with_every_state_broken_the_training_starts_anew(tmp_path, uninterrupted):
@@ -222,13 +295,13 @@ def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path):
 def test_a_training_that_fails_keeps_its_last_state(tmp_path, monkeypatch):
     save_always(monkeypatch)
     poisoned = built(tmp_path)
-    fill, count = poisoned.task.fill, [0]
+    count = [0]
 
-    def spoil(images, plan):
-        count[0] += len(plan["labels"]) == poisoned.settings.batch
-        return fill(images, plan) * (np.nan if count[0] == 5 else 1)
+    def spoil(network, views):
+        count[0] += network.training
+        return views[0] * (np.nan if count[0] == 5 else 1)
 
-    poisoned.task.fill = spoil
+    poisoned.network.register_forward_pre_hook(spoil)
     with pytest.raises(DataError, match="step 5"):
         training.train(poisoned)
     assert max(tmp_path.iterdir()).name == "step-000000004.state"

@@ -67,6 +67,13 @@ def test_dropout_and_smoothing_and_sgd_train_too():
     assert len(records) == 2 and math.isfinite(records[-1]["loss"])
 
 
+def test_training_in_float16_learns():
+    pixels, labels = crafted.discs(240, 16)
+    half = labelled(pixels, labels, held_out=60, epochs=15, precision="float16")
+    records = training.train(half)
+    assert records[-1]["validation_top1"] > 0.9
+
+
 # ---------------------------------------------------------------------------- faults
 
 

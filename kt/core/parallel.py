@@ -10,6 +10,7 @@ statistics over all of them, so the result depends on the number of processes by
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 
 import torch
@@ -64,7 +65,10 @@ def wrap(network: nn.Module) -> nn.Module:
         return network
     where = next(network.parameters()).device
     devices = [where] if where.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, devices, broadcast_buffers=False)
+    wrapper = nn.parallel.DistributedDataParallel
+    known = inspect.signature(wrapper.__init__).parameters  # torch 2.13 gave it another name
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return wrapper(network, devices, **{name: False})
 
 
 def synchronise(network: nn.Module) -> None:

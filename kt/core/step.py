@@ -107,7 +107,8 @@ def _start_log(arguments) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one tells what goes on
+    log.setLevel(logging.INFO if first else logging.ERROR)
     log.propagate = False
     # The terminal is the user's: under Snakemake the settings go to the log file only.
     quiet = arguments.log and os.environ.get("KT_WORKFLOW")

@@ -1,0 +1,53 @@
+"""A small training for torchrun, for tests: python -m torch.distributed.run ... tests/ranks.py."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import crafted
+import torch
+from test_training import job
+
+from kt.core import parallel, resume, training
+
+STEPS = 12
+
+
+def main(folder: str, kind: str, *faults: str) -> None:
+    """Trains and writes weights, records and this rank's rows to the folder."""
+    parallel.connect()
+    torch.manual_seed(0)
+    if kind == "pretext":
+        pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136)
+    else:
+        pixels, labels = crafted.discs(136, 16)
+        task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)
+    place = Path(folder)
+    wanted = job(task, pixels, held_out=8, epochs=3, optimiser="sgd", lr=0.02)
+    wanted = dataclasses.replace(wanted, state=place / "state", fingerprint={"lr": 1})
+    rows, step = [], training._Run._step
+    resume.SAVE_SECONDS, resume.SAVE_SHARE = 0.0, float("inf")
+
+    def spy(run, index, views, labels):
+        if "die" in faults and parallel.rank() == 1 and len(rows) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "stop" in faults and parallel.rank() == 1 and len(rows) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        rows.append(index.tolist())
+        return step(run, index, views, labels)
+
+    training._Run._step = spy
+    try:
+        records = training.train(wanted)
+    finally:
+        (place / f"rows-{parallel.rank()}.json").write_text(json.dumps(rows))
+    if parallel.rank() == 0:
+        torch.save(wanted.network.state_dict(), place / "weights.pt")
+        (place / "records.json").write_text(json.dumps(records))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

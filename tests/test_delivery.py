@@ -1,0 +1,98 @@
+import threading
+import time
+
+import crafted
+import numpy as np
+import pytest
+import torch
+
+from kt.core import compiled, delivery
+from kt.core.images import read_pack
+
+CPU = torch.device("cpu")
+NUMBER, BATCH = 90, 8
+
+
+def setting():
+    task = crafted.jigsaw(36, NUMBER)
+    return task, crafted.pack(crafted.noise(NUMBER, 36)), task.order(torch.arange(NUMBER), 2)[:88]
+
+
+def delivered(task, pack, order, threads):
+    return list(delivery.batches(task, pack, order, BATCH, 2, CPU, threads))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(delivery, "PLANNED", 24)  # 88 images: three whole blocks and a part
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_batches_come_in_order_and_are_those_of_one_image_at_a_time(threads):
+    task, pack, order = setting()
+    found = delivered(task, pack, order, threads)
+    assert torch.equal(torch.cat([index for index, _, _ in found]), order)
+    assert {len(index) for index, _, _ in found} == {BATCH}
+    for index, views, labels in found:
+        for row, view, label in zip(index, views, labels, strict=True):
+            alone = delivery.load_batch(task, pack, row[None], 2, CPU)
+            assert torch.equal(view, alone[0][0]) and label == alone[1][0]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_more_is_made_ahead_than_the_threads_need(threads):
+    task, pack, order = setting()
+    made, fill = [0], task.fill
+
+    def spy(images, plan):
+        made[0] += 1
+        return fill(images, plan)
+
+    task.fill = spy
+    coming = delivery.batches(task, pack, order, BATCH, 0, CPU, threads)
+    next(coming)
+    time.sleep(0.3)
+    assert 1 < made[0] <= 2 * threads + 1
+    coming.close()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_an_error_in_a_thread_reaches_the_training_and_ends_the_threads(threads):
+    task, pack, order = setting()
+    fill = task.fill
+
+    def break_down(images, plan):
+        if order[40] in plan["rows"][:, 0]:
+            raise OSError(5, "Input/output error")
+        return fill(images, plan)
+
+    task.fill, before = break_down, threading.active_count()
+    with pytest.raises(OSError, match="Input/output"):
+        delivered(task, pack, order, threads)
+    assert threading.active_count() == before
+
+
+def test_a_training_that_stops_leaves_no_thread_behind():
+    task, pack, order = setting()
+    before = threading.active_count()
+    coming = delivery.batches(task, pack, order, BATCH, 0, CPU, 4)
+    next(coming)
+    coming.close()
+    assert threading.active_count() == before
+
+
+def test_the_pages_of_a_pack_on_disk_serve_as_they_are(tmp_path):
+    pixels = crafted.noise(NUMBER, 36)
+    path = crafted.write_pack(tmp_path / "pack.h5", pixels, crafted.names(NUMBER))
+    task, pack, order = setting()
+    for one, two in zip(
+        delivered(task, read_pack(path), order, 2), delivered(task, pack, order, 0), strict=True
+    ):
+        assert torch.equal(one[1], two[1])
+
+
+def test_gathered_images_are_those_of_the_rows():
+    pixels, rows = crafted.noise(20, 12), np.array([3, 3, 19, 0])
+    found = np.zeros((4, 3, 12, 12), np.uint8)
+    compiled.gather(pixels, rows, found)
+    assert np.array_equal(found, pixels[rows])

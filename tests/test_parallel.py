@@ -1,0 +1,120 @@
+"""Several processes at one training, by torchrun and gloo, against one process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import crafted
+import pytest
+import ranks
+import torch
+from torch import nn
+
+from kt.core import parallel, training
+from kt.core.step import ConfigError
+
+HERE = Path(__file__).parent
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def start(folder, kind, *faults, launcher=()):
+    """Runs tests/ranks.py to its end; later runs go on where states stand."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, *launcher, HERE / "ranks.py", folder, kind, *faults]
+    here = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        list(map(str, command)), env={**os.environ, **here}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+
+
+def alone(folder, kind):
+    done = start(folder, kind)
+    assert done.returncode == 0, done.stderr
+    return outcome(folder)
+
+
+def outcome(folder):
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    records = json.loads((folder / "records.json").read_text())
+    return weights, [row["loss"] for row in records]
+
+
+def rows(folder, *ranks):
+    found = [json.loads((folder / f"rows-{rank}.json").read_text()) for rank in ranks]
+    return [sorted(sum(parts, [])) for parts in zip(*found, strict=True)]
+
+
+def assert_alike(found, expected):
+    for name, value in expected[0].items():
+        assert torch.allclose(found[0][name].float(), value.float(), atol=2e-5), name
+    assert found[1] == pytest.approx(expected[1], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pretext", "labels"])
+def test_two_processes_make_the_same_steps_as_one(tmp_path, kind):
+    expected = alone(tmp_path / "one", kind)
+    done = start(tmp_path / "two", kind, launcher=TWO)
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "two", 0, 1) == rows(tmp_path / "one", 0)
+    assert_alike(outcome(tmp_path / "two"), expected)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were_stopped(tmp_path):
+    expected = alone(tmp_path / "one", "pretext")
+    done = start(
+        tmp_path / "two", "pretext", "stop", launcher=TWO
+    )  # the signal reaches one of them alone
+    assert done.returncode != 0 and "stopped at step 5" in done.stderr, done.stderr
+    before = rows(tmp_path / "two", 0, 1)
+    assert_alike(alone(tmp_path / "two", "pretext"), expected)
+    after = json.loads((tmp_path / "two" / "rows-0.json").read_text())
+    assert len(before) == 5 and len(after) == ranks.STEPS - 5
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_others_and_is_named(tmp_path):
+    begun = time.monotonic()
+    done = start(tmp_path, "pretext", "die", launcher=TWO)
+    assert done.returncode != 0 and time.monotonic() - begun < 120
+    assert "Signal 9" in done.stderr and "rank" in done.stderr
+    assert not (tmp_path / "weights.pt").exists() and list((tmp_path / "state").glob("*.state"))
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="32 images cannot be dealt out to 3 processes"):
+        training.global_batch(crafted.training(batch=32), 1000)
+
+
+def test_processes_get_disjoint_shares_of_every_batch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    order, parts = torch.randperm(24), []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(parallel.deal(order, 8).view(3, 2))
+    dealt = torch.cat(parts, 1).sort(1).values
+    assert torch.equal(dealt, order.view(3, 8).sort(1).values)
+
+
+@pytest.mark.parametrize("norm, shape", [(nn.BatchNorm1d, (8, 5)), (nn.BatchNorm2d, (8, 5, 3, 2))])
+def test_synchronised_norms_of_one_process_are_torchs(monkeypatch, norm, shape):
+    torch.manual_seed(0)
+    one, two = norm(5), norm(5)
+    monkeypatch.setattr(parallel, "total", lambda value: value)
+    two.__class__ = parallel._synchronised[norm]
+    maps = [torch.randn(shape, requires_grad=True) for _ in range(2)]
+    maps[1].data.copy_(maps[0].data)
+    for each, given in ((one, maps[0]), (two, maps[1])):
+        nn.init.uniform_(each.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(1))
+        (each(given) ** 3).sum().backward()
+    assert torch.allclose(maps[0].grad, maps[1].grad, atol=1e-4)
+    for key, value in one.state_dict().items():
+        assert torch.allclose(two.state_dict()[key].float(), value.float(), atol=1e-6), key
+    assert torch.allclose(one.weight.grad, two.weight.grad, atol=1e-4)
+    assert torch.allclose(one.eval()(maps[0]), two.eval()(maps[1]), atol=1e-5)
