@@ -12,11 +12,15 @@ backbone is proved unchanged by a probe. By hand:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 from kt import config
 from kt.core import step
+
+DONE = "records.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,25 +32,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluations", type=json.loads, required=True, help="options of each, by name"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the packed data set")
+    parser.add_argument("--state", type=Path, help="folder for what an interrupted run has done")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates each seed's model and gathers the records."""
-    from kt.core import model, table, training
+    from kt.core import model, resume, table, training
 
     if len(arguments.model) != len(arguments.seeds):
         raise step.ConfigError("--model and --seeds: expected as many seeds as models")
     data, found = read_data(arguments.data), []
-    for folder, seed in zip(arguments.model, arguments.seeds, strict=True):
+    digests = [table.digest(path / "model.safetensors") for path in arguments.model]
+    packs = [table.digest(path) for path in sorted(arguments.data.glob("*.h5"))]
+    state = resume.place(arguments.state, [*digests, *packs])
+    for folder, digest, seed in zip(arguments.model, digests, arguments.seeds, strict=True):
         backbone = model.load(folder, training.device())
         for name, values in arguments.evaluations.items():
+            place = state and state / f"{name}-{seed}"
             fields = {**arguments.describe, "evaluation": name, "seed": seed}
-            found += [
-                {**fields, **record} for record in judge_one(name, values, backbone, data, seed)
-            ]
-    parents = {str(path): table.digest(path / "model.safetensors") for path in arguments.model}
+            settings = {"model": digest, "packs": packs, name: values, "seed": seed}
+            records = done_before(place, settings)
+            if records is None:
+                judged = dataclasses.replace(data, state=place)
+                records = judge_one(name, values, backbone, judged, seed)
+                if place:
+                    step.write_json(place / DONE, {"settings": settings, "records": records})
+            found += [{**fields, **record} for record in records]
+    parents = dict(zip(map(str, arguments.model), digests, strict=True))
     step.write_json(arguments.output, {"records": found, "provenance": step.provenance(parents)})
+    if arguments.state:
+        shutil.rmtree(arguments.state, ignore_errors=True)
+
+
+def done_before(place: Path | None, settings: dict) -> list[dict] | None:
+    """Gives the records that an interrupted run of the same settings left, if there are any."""
+    if place is None or not (place / DONE).exists():
+        return None
+    found = step.read_json(place / DONE)
+    return found["records"] if found["settings"] == json.loads(json.dumps(settings)) else None
 
 
 def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:

@@ -32,6 +32,9 @@ rule evaluate:
         describe=lambda w: dumps(MODELS[w.model].describe),
         evaluations=lambda w: dumps(JOBS[w.job]),
         data=lambda w, input: os.path.dirname(input.report),
+        state=lambda w: plan.state(
+            f"{w.model}/{w.job}", {"evaluations": JOBS[w.job], "seed": SETTINGS.seed}
+        ),
         stage_version=2,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
@@ -42,6 +45,7 @@ rule evaluate:
         " --describe {params.describe:q}"
         " --evaluations {params.evaluations:q}"
         " --data {params.data:q}"
+        " --state {params.state:q}"
         " --output {output:q}"
         " --threads {threads}"
         " --log {log:q}"

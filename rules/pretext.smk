@@ -22,7 +22,7 @@ rule pretext_train:
         runtime=2880,
     params:
         folder="results/teachers/{teacher}/s{seed}",
-        state=lambda w: plan.state(w.teacher, w.seed, pretext_params(w)),
+        state=lambda w: plan.state(f"{w.teacher}-s{w.seed}", pretext_params(w)),
         describe=lambda w: dumps(plan.describe_teacher(SETTINGS, w.teacher, int(w.seed))),
         backbone=lambda w: pretext_params(w)["backbone"],
         task=lambda w: pretext_params(w)["task"],

@@ -87,7 +87,7 @@ rule target_train:
         runtime=2880,
     params:
         folder="results/targets/{target}/{origin}/s{seed}",
-        state=lambda w: plan.state(f"{w.target}/{w.origin}", w.seed, target_params(w)),
+        state=lambda w: plan.state(f"{w.target}/{w.origin}/s{w.seed}", target_params(w)),
         describe=lambda w: dumps(plan.describe_target(SETTINGS, w.target, w.origin, int(w.seed))),
         labels=target_labels,
         backbone=lambda w: target_params(w)["backbone"],

@@ -3,6 +3,7 @@ import copy
 import dataclasses
 import json
 import math
+import signal
 
 import crafted
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from kt import config, evaluate
-from kt.core import judge, model, table
-from kt.core.step import ConfigError, DataError
+from kt.core import judge, model, table, training
+from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import clusters, finetune, knn, linear
 
 KNN = {"neighbours": 5, "temperature": 0.07, "map": 1}
@@ -376,7 +377,7 @@ def test_the_step_writes_a_record_per_seed_with_its_fields(tmp_path, data):
         model.save(folders[-1], model.fresh(plugin, seed), plugin, {})
     arguments = argparse.Namespace(
         model=folders, seeds=[0, 1], describe={"arm": "random"}, evaluations={"knn": KNN},
-        data=tmp_path / "data", output=tmp_path / "knn.json",
+        data=tmp_path / "data", state=None, output=tmp_path / "knn.json",
     )  # fmt: skip
     evaluate.run(arguments)
     records = json.loads((tmp_path / "knn.json").read_text())["records"]
@@ -390,3 +391,39 @@ def test_the_step_writes_a_record_per_seed_with_its_fields(tmp_path, data):
     arguments.seeds = [0]
     with pytest.raises(config.ConfigError, match="as many seeds as models"):
         evaluate.run(arguments)
+
+
+def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_fine_tuning(
+    tmp_path, data, monkeypatch
+):
+    write_data(tmp_path / "data", data)
+    plugin = crafted.plugin(crafted.PLAIN)
+    for seed in (0, 1):
+        model.save(tmp_path / f"s{seed}", model.fresh(plugin, seed), plugin, {})
+    arguments = argparse.Namespace(
+        model=[tmp_path / "s0", tmp_path / "s1"], seeds=[0, 1], describe={}, state=None,
+        evaluations={"knn": KNN, "finetune": FINETUNE}, data=tmp_path / "data",
+        output=tmp_path / "whole.json",
+    )  # fmt: skip
+    made, step_ = [], training._Run._step
+
+    def spy(run, *batch):
+        made.append(run.step)
+        if len(made) == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return step_(run, *batch)
+
+    monkeypatch.setattr(training._Run, "_step", spy)
+    stop_at = None
+    evaluate.run(arguments)
+    number = len(made)
+    made.clear()
+    stop_at = number // 2 + 3  # in the second model's
+    arguments.state, arguments.output = tmp_path / "state", tmp_path / "again.json"
+    with pytest.raises(Interrupted, match="fine-tune"):
+        evaluate.run(arguments)
+    stop_at = None
+    evaluate.run(arguments)
+    assert len(made) == number  # no step was made twice
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "again.json"))
+    assert one["records"] == two["records"] and not arguments.state.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,12 +37,14 @@ class Data:
         train: Labelled training images, or None.
         test: Labelled test images, or None.
         num_classes: C, 0 without labels.
+        state: Folder for work that a signal may interrupt, or None.
     """
 
     pool: Pack
     train: Split | None
     test: Split | None
     num_classes: int
+    state: Path | None = None
 
 
 def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:

@@ -65,8 +65,8 @@ def run(backbone, data, rows, options: Options, seed: int):
 
     import torch
 
+    from kt.core import judge, training
     from kt.core import task as tasks
-    from kt.core import training
     from kt.pretext_train import build_task
 
     pack = data.train.pack
@@ -78,9 +78,11 @@ def run(backbone, data, rows, options: Options, seed: int):
     torch.manual_seed(seed)  # the head's weights
     network = training.Network(copy.deepcopy(backbone).cpu(), task)
     epochs = max(1, round(options.images / len(rows)))
+    state = data.state and data.state / f"{len(rows)}-labels"
+    fingerprint = {"network": judge.weights_digest(backbone), "options": options, "seed": seed}
     job = training.Job(
         network, task, pack, rows, rows[:0], options.training, epochs, seed,
-        f"fine-tune with {len(rows)} labels",
+        f"fine-tune with {len(rows)} labels", state=state, fingerprint=fingerprint,
     )  # fmt: skip
     training.train(job)
     return predict(network.eval(), data.test.pack)
