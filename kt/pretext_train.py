@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
+    parser.add_argument("--processes", type=int, default=1, help="that share the training")
     parser.add_argument("--delivery-threads", type=int, help="that fill batches ahead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
@@ -70,8 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.task:
         job = _job(arguments, backbone, context, pack, train, held_out)
         records = training.train(job)
-        if parallel.rank():
-            return  # the first process writes
+    if parallel.rank():
+        return  # the first process writes
+    if arguments.task:
         examples = solved_puzzles(job) if hasattr(job.task, "tiles") else None
         description["task"] = arguments.task.model_dump()
         description["training"] = training_summary(job)
@@ -149,7 +151,7 @@ def progress_name(arguments: argparse.Namespace) -> str:
 
 def fingerprint(arguments: argparse.Namespace) -> dict:
     """Gives the settings that a resume state must share."""
-    ignored = ("log", "threads", "delivery_threads", "output", "state", "describe")
+    ignored = ("log", "threads", "processes", "delivery_threads", "output", "state", "describe")
     return {key: value for key, value in vars(arguments).items() if key not in ignored}
 
 

@@ -20,6 +20,7 @@ rule pretext_train:
     resources:
         mem_mb=4000,
         runtime=2880,
+        processes=1,  # one a GPU: --set-resources pretext_train:processes=4
     params:
         folder="results/teachers/{teacher}/s{seed}",
         state=lambda w: plan.state(f"{w.teacher}-s{w.seed}", pretext_params(w)),
@@ -45,6 +46,7 @@ rule pretext_train:
         " --seed {params.seed}"
         " --describe {params.describe:q}"
         " --state {params.state:q}"
+        " --processes {resources.processes}"
         " --output {params.folder:q}"
         " --threads {threads}"
         " --log {log:q}"

@@ -85,6 +85,7 @@ rule target_train:
     resources:
         mem_mb=4000,
         runtime=2880,
+        processes=1,  # one a GPU: --set-resources target_train:processes=4
     params:
         folder="results/targets/{target}/{origin}/s{seed}",
         state=lambda w: plan.state(f"{w.target}/{w.origin}/s{w.seed}", target_params(w)),
@@ -110,6 +111,7 @@ rule target_train:
         " --seed {params.seed}"
         " --describe {params.describe:q}"
         " --state {params.state:q}"
+        " --processes {resources.processes}"
         " --output {params.folder:q}"
         " --threads {threads}"
         " --log {log:q}"

@@ -91,6 +91,16 @@ def test_the_pages_of_a_pack_on_disk_serve_as_they_are(tmp_path):
         assert torch.equal(one[1], two[1])
 
 
+def test_what_an_accelerator_gets_makes_the_same_views():
+    task, pack, order = setting()
+    plan = task.plan(order[:BATCH], 2)
+    images, same = delivery._gathered(pack, plan, pin=False)
+    assert images.dtype == torch.uint8 and images.shape == (BATCH, 2, 3, 36, 36)
+    views, labels = delivery.load_batch(task, pack, order[:BATCH], 2, CPU)
+    assert torch.allclose(task.views(images, same), views, atol=1e-4)
+    assert torch.equal(same["labels"], labels)
+
+
 def test_gathered_images_are_those_of_the_rows():
     pixels, rows = crafted.noise(20, 12), np.array([3, 3, 19, 0])
     found = np.zeros((4, 3, 12, 12), np.uint8)

@@ -97,15 +97,20 @@ def _part(plan: Plan, first: int, number: int) -> Plan:
 
 
 def _fetch(task: Task, pack: Pack, plan: Plan, where: torch.device) -> tuple[Tensor, Plan]:
-    """Gives views for a CPU, else the uint8 images (B, R, 3, H, W); all that a thread can do."""
+    """Does all that a thread can do: views for a CPU, else gathered images."""
     if where.type == "cpu":
         return task.fill(pack.images, plan), plan
+    return _gathered(pack, plan, pin=where.type == "cuda")
+
+
+def _gathered(pack: Pack, plan: Plan, pin: bool) -> tuple[Tensor, Plan]:
+    """Gives the images of a plan's rows, (B, R, 3, H, W) uint8, and the plan, in pinned memory."""
     from kt.core import compiled
 
     rows = plan["rows"]
-    images = torch.empty(*rows.shape, *pack.images.shape[1:], dtype=torch.uint8, pin_memory=True)
+    images = torch.empty(*rows.shape, *pack.images.shape[1:], dtype=torch.uint8, pin_memory=pin)
     compiled.gather(pack.images, rows.flatten().numpy(), images.flatten(0, 1).numpy())
-    return images, {name: value.pin_memory() for name, value in plan.items()}
+    return images, {name: value.pin_memory() if pin else value for name, value in plan.items()}
 
 
 def _ready(task: Task, found: Tensor, plan: Plan, where: torch.device) -> tuple[Tensor, Tensor]:

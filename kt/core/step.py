@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,8 +67,30 @@ def main(doc, add_arguments, run) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads to use (all by default)")
     arguments = parser.parse_args()
     _limit_threads(arguments.threads)
+    if getattr(arguments, "processes", 1) > 1 and "RANK" not in os.environ:
+        sys.exit(_launch(arguments.processes))
     _start_log(arguments)
-    sys.exit(_exit_code(run, arguments))
+    code = _exit_code(run, arguments)
+    if code and "KT_EXIT_CODES" in os.environ:
+        Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
+    sys.exit(code)
+
+
+def _launch(processes: int) -> int:
+    """Runs this command in several processes by torchrun; gives the exit code of the step.
+
+    torchrun itself ends with 1 whatever happened, and ends all processes when one fails; so the
+    lowest code is that of the one that failed first, the others were interrupted.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launcher, "-m", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        started = subprocess.Popen(command, env={**os.environ, "KT_EXIT_CODES": folder})
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, lambda *_: started.terminate())
+        code = started.wait()
+        codes = [int(path.read_text()) for path in Path(folder).iterdir()]
+    return min(codes, default=code)
 
 
 def _exit_code(run, arguments) -> int:
