@@ -99,7 +99,8 @@ class Task:
 
     def batch(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Gives views of (B, R, 3, H, W) uint8 images, and labels: `plan` and `views` in one."""
-        plan = self.plan(index, epoch)
+        drawn = self.plan(index, epoch)
+        plan = {name: value.to(images.device) for name, value in drawn.items()}
         return self.views(images, plan), plan["labels"]
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
