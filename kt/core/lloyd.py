@@ -87,7 +87,7 @@ def _sums(rows, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels_of = labeller(centroids)
 
     def part(first: int, block: np.ndarray):
-        labels, number = labels_of(block), len(block)
+        labels, number = labels_of(block, False)[0], len(block)
         # Sums as a product with a sparse matrix: the fastest of those tried, and in float64.
         one_hot = sparse.csc_array(
             (np.ones(number), labels, np.arange(number + 1)), (len(centroids), number)
@@ -161,40 +161,43 @@ def nearest(
         prepare: Turns the number of a block's first row and the block, (n, D), into (n, E).
     """
     labels_of = labeller(centroids)
-
-    def part(first: int, block: np.ndarray):
-        block = prepare(first, block)
-        labels = labels_of(block)
-        apart = block - centroids[labels]
-        return labels, np.einsum("ne,ne->n", apart, apart)
-
-    return blocks.each(part, rows)
+    return blocks.each(lambda first, block: labels_of(prepare(first, block), True), rows)
 
 
-def labeller(centroids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Gives a function from rows (n, E) float32 to their nearest centroids (n,) int64.
+def labeller(centroids: np.ndarray) -> Callable[[np.ndarray, bool], tuple]:
+    """Gives a function from rows (n, E) float32 to nearest centroids (n,) int64 and distances.
 
     The nearest centroid has the largest x c - c^2 / 2: one matrix product, with a column of ones in
     the rows for the second term. Both are taken from the centroids' mean, or little would be left
-    of differences far from zero.
+    of differences far from zero. Squared distances (n,) float32 are then taken row by row, or not
+    at all (None) where the second argument says so.
     """
     centre = centroids.mean(0, dtype=np.float64).astype(np.float32)
     moved = centroids - centre
     lengths = (moved.astype(np.float64) ** 2).sum(1)
     matrix = np.concatenate([moved.T, -0.5 * lengths[None]]).astype(np.float32)
     best = _best_column(matrix)
-    height = max(64, min(1024, SCORES // (4 * len(centroids))))
+    most = max(64, min(1024, SCORES // (4 * len(centroids))))
 
-    def labels_of(rows: np.ndarray) -> np.ndarray:
+    def labels_of(rows: np.ndarray, measure: bool) -> tuple[np.ndarray, np.ndarray | None]:
         labels = np.empty(len(rows), np.int64)
-        most = min(height, len(rows))
-        padded = np.ones((most, len(matrix)), np.float32)
-        scores = np.empty((most, len(centroids)), np.float32)  # fresh pages for each would cost 7 %
-        for first in range(0, len(rows), height):
-            count = min(height, len(rows) - first)
-            np.subtract(rows[first : first + count], centre, out=padded[:count, :-1])
-            labels[first : first + count] = best(padded[:count], scores[:count])
-        return labels
+        distances = np.empty(len(rows), np.float32) if measure else None
+        # One set of buffers, small enough for the cache: fresh memory would cost up to a third.
+        height = min(most, len(rows))
+        padded = np.ones((height, len(matrix)), np.float32)
+        scores = np.empty((height, len(centroids)), np.float32)
+        apart = np.empty((height, rows.shape[1]), np.float32)
+        for first in range(0, len(rows), most):
+            some = rows[first : first + most]
+            part = slice(first, first + len(some)), slice(len(some))
+            np.subtract(some, centre, out=padded[part[1], :-1])
+            labels[part[0]] = best(padded[part[1]], scores[part[1]])
+            if distances is not None:
+                near = apart[part[1]]
+                np.take(centroids, labels[part[0]], 0, out=near, mode="clip")  # unbuffered
+                np.subtract(some, near, out=near)
+                np.einsum("ne,ne->n", near, near, out=distances[part[0]])
+        return labels, distances
 
     return labels_of
 

@@ -26,6 +26,8 @@ from kt.core.step import DataError
 
 VERSION = 2
 CHUNK_BYTES = 1 << 20  # known to be fast: chunks of about 1 MiB, see docs/design.md
+CHUNK_ROWS = 1 << 14  # at most: several narrow arrays are written side by side, each with a chunk
+CACHE_BYTES = CHUNK_BYTES  # of an array that is read; HDF5's 8 MiB would fill as tables grow
 BOOKKEEPING = ("v110", "v110")  # of HDF5: the first whose headers and attributes have checksums
 CHECKS = "_checks"  # behind the name of a memory-mapped array: that of its checksums
 
@@ -72,8 +74,11 @@ def add(
     dtype = np.dtype(dtype)
     if contiguous or 0 in shape:
         return file.create_dataset(name, shape, dtype)
-    rows = max(1, min(shape[0], CHUNK_BYTES // max(_row_bytes(shape, dtype), 1)))
-    return file.create_dataset(name, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
+    rows = max(1, min(shape[0], CHUNK_ROWS, CHUNK_BYTES // max(_row_bytes(shape, dtype), 1)))
+    chunks, cache = (rows, *shape[1:]), 2 * rows * _row_bytes(shape, dtype)
+    return file.create_dataset(
+        name, shape, dtype, chunks=chunks, fletcher32=True, rdcc_nbytes=cache
+    )
 
 
 def put(file: h5py.File, name: str, array: np.ndarray) -> None:
@@ -149,7 +154,7 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
     if not path.is_file():
         raise DataError(f"expected a {format} table at {path}, found no file")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
     except OSError as error:
         raise DataError(
             f"{path} is not a readable HDF5 file ({error}); remove it, run again"
