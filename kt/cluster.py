@@ -1,27 +1,32 @@
 """Clusters features with k-means (step b of the paper).
 
 The features are first centred, reduced, whitened and normalised as the settings say; the transform
-travels with the centroids, and `project` is the only place that applies it. By hand:
+travels with the centroids, and `project` is the only place that applies it. All is done block by
+block in the order of the keys. By hand:
 
     python -m kt.cluster --features features.h5 --k 100 --seed 0 --output clusters.h5 \
       --settings '{"centre": true, "pca": 64, "whiten": true, "l2": true, "spherical": false,
-                   "iterations": 50, "redo": 1}'
+                   "iterations": 50, "redo": 1, "memory_mb": 2000, "sample": null,
+                   "warm_start": null}'
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from kt import config
-from kt.core import images, step, table
+from kt import features as tables
+from kt.core import blocks, lloyd, step, table
+from kt.core.lloyd import assign, kmeans
 from kt.core.step import ConfigError, DataError
-from kt.features import check_finite
 
-RESTART = 15486557  # between the seeds of two restarts, as faiss has it
+__all__ = ["assign", "fit_transform", "kmeans", "nearest", "project", "read_clusters"]
+WARM_SHARE = 0.75  # of the iterations, on the sub-sample of a warm start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Transform:
     projection: np.ndarray | None
     l2: bool
 
+    @property
+    def width(self) -> int:
+        """E, the number of dimensions after it."""
+        return len(self.mean) if self.projection is None else self.projection.shape[1]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -51,61 +61,97 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fits transform and centroids on all rows, in key order."""
-    with table.read(arguments.features, "features", {"features": 2, "keys": 1}) as file:
-        keys = table.strings(file, "keys")
-        features = file["features"][...]
-    order = images.rows_of(keys, sorted(keys), str(arguments.features))
-    features = features[order]
-    check_finite(features, sorted(keys), str(arguments.features))
-    settings, k = arguments.settings, arguments.k
-    if len(features) < k:
+    """Fits transform and centroids, in key order, and counts the rows of each cluster."""
+    settings, k, where = arguments.settings, arguments.k, str(arguments.features)
+    with tables.read(arguments.features) as found:
+        number = len(found.keys)
+    if number < k:
         raise ConfigError(
-            f"clusters: k = {k} is more than the {len(features)} images of {arguments.features}; "
+            f"clusters: k = {k} is more than the {number} images of {where}; "
             "choose a smaller k or more images"
         )
-    transform = fit_transform(features, settings)
-    projected = project(features, transform)
-    centroids, objective = kmeans(
-        projected, k, settings.iterations, settings.redo, settings.spherical, arguments.seed
-    )
-    nearest, distances = assign(projected, centroids)
-    sizes = np.bincount(nearest, minlength=k)
-    _write(arguments, transform, centroids, objective, sizes)
-    _report(k, sizes, objective, float(distances.mean()))
+    folder = arguments.output.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tables.read(arguments.features, folder) as found:
+        transform = fit_transform(found.rows, settings, found.keys, where)
+        rows = training_rows(found.rows, transform, settings, k, arguments.seed, arguments.output)
+        centroids, objective = fit(rows, settings, k, arguments.seed)
+        sizes, total = np.zeros(k, np.int64), 0.0
+        for labels, distances in nearest(found, transform, centroids, where):
+            sizes += np.bincount(labels, minlength=k)
+            total += float(distances.sum(dtype=np.float64))
+    _write(arguments, transform, centroids, objective, sizes, len(rows))
+    _report(k, sizes, objective, total / number)
 
 
-def fit_transform(features: np.ndarray, settings: config.Clustering) -> Transform:
+# ---------------------------------------------------------------------------- transform
+
+
+def fit_transform(
+    features, settings: config.Clustering, keys=None, where: str = "features"
+) -> Transform:
     """Fits centring, PCA and whitening.
 
     Args:
-        features: (N, D) float32.
+        features: (N, D) float32, see `kt.core.blocks`.
         settings: `pca` is lowered to what N and D allow, and said so.
+        keys: (N,) names as bytes, for the message.
+        where: The table, for the message.
 
     Raises:
-        DataError: All rows are the same.
+        DataError: All rows are the same, or a value is not finite.
     """
-    mean = features.mean(0, dtype=np.float64)
-    if np.ptp(features, axis=0).max(initial=0) == 0:
-        raise DataError(
-            f"all {len(features)} rows of the features are the same; nothing to cluster"
-        )
+    number, mean, scatter = _moments(features, bool(settings.pca), keys, where)
     projection = None
     if settings.pca:
-        projection = _principal(features, mean, settings)
+        projection = _principal(scatter / max(number - 1, 1), number, settings)
     kept = mean if settings.centre or settings.pca else np.zeros_like(mean)
     return Transform(kept.astype(np.float32), projection, settings.l2)
 
 
-def _principal(features: np.ndarray, mean: np.ndarray, settings: config.Clustering) -> np.ndarray:
+def _moments(features, squares: bool, keys, where: str) -> tuple[int, np.ndarray, np.ndarray]:
+    """Gives N, the mean (D,) and, if wanted, the sum of outer products of the centred rows (D, D).
+
+    In float64, joined block by block from each block's own mean, so that a large mean takes nothing
+    away from the differences. Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979.
+    """
+
+    def part(first: int, block: np.ndarray):
+        tables.check_finite(block, keys if keys is not None else _Numbers(), where, first)
+        wide = block.astype(np.float64)
+        mean = wide.mean(0)
+        wide -= mean
+        return len(block), mean, wide.T @ wide if squares else 0.0, block.min(0), block.max(0)
+
+    number, mean, scatter, lowest, highest = 0, 0.0, 0.0, np.inf, -np.inf
+    for count, centre, products, low, high in blocks.each(part, features):
+        away, share = centre - mean, count / (number + count)
+        if squares:
+            scatter = scatter + products + np.outer(away, away) * (number * share)
+        mean, number = mean + away * share, number + count
+        lowest, highest = np.minimum(lowest, low), np.maximum(highest, high)
+    if np.max(highest - lowest, initial=0) == 0:
+        raise DataError(
+            f"{where}: all {number} rows of the features are the same; nothing to cluster"
+        )
+    return number, mean, scatter
+
+
+class _Numbers:
+    """Names rows by their numbers."""
+
+    def __getitem__(self, row: int) -> bytes:
+        return str(row).encode()
+
+
+def _principal(covariance: np.ndarray, number: int, settings: config.Clustering) -> np.ndarray:
     """Gives the (D, E) projection on principal components, scaled to unit variance if whitened."""
-    centred = features - mean.astype(np.float32)
-    covariance = (centred.T @ centred).astype(np.float64) / max(len(features) - 1, 1)
     variances, directions = np.linalg.eigh(covariance)
     # Components without variance carry rounding noise only; whitening would blow it up.
     useful = int((variances > variances[-1] * 1e-6).sum())
     # With about as many components as rows, whitened rows are all equally far from each other.
-    kept = min(settings.pca, useful, max(1, len(features) // 4))
+    kept = min(settings.pca, useful, max(1, number // 4))
     if kept < settings.pca:
         step.log.info("cluster: %d components kept, pca asked for %d", kept, settings.pca)
     variances, directions = variances[::-1][:kept], directions[:, ::-1][:, :kept]
@@ -124,76 +170,117 @@ def project(features: np.ndarray, transform: Transform) -> np.ndarray:
     return np.ascontiguousarray(projected, dtype=np.float32)
 
 
-def kmeans(
-    rows: np.ndarray, k: int, iterations: int, redo: int, spherical: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Runs faiss's Lloyd iterations on all rows (no sub-sampling).
+# ---------------------------------------------------------------------------- k-means
 
-    Args:
-        rows: (N, E) float32.
-        k: Number of centroids, at most N.
-        iterations: How many.
-        redo: Restarts; the best objective wins.
-        spherical: Centroids of unit length.
-        seed: Of the initial centroids.
 
-    Returns:
-        (k, E) float32 centroids and the objective before each update of the best run, float64, at
-        most `iterations` of them (faiss ends where nothing changes any more): the sum of squared
-        distances, or of inner products if spherical.
+def training_rows(
+    features, transform: Transform, settings: config.Clustering, k: int, seed: int, output: Path
+):
+    """Gives the projected rows that k-means learns from, (n, E) float32: all, or a sample.
+
+    They stand in memory up to `memory_mb`, beyond that in a scratch file beside the output.
     """
-    import faiss
+    number = len(features)
+    picked = sample(number, settings.sample, k, seed)
+    count = number if picked is None else len(picked)
+    shape, size = (count, transform.width), 4 * count * transform.width
+    fits = size <= settings.memory_mb << 20
+    step.log.info(
+        "cluster: k-means learns from %s %d of %d rows of %d dimensions, %s",
+        "all" if count == number else f"a sample (clustering.sample = {settings.sample}) of",
+        count, number, transform.width, "in memory" if fits else "from a scratch file",
+    )  # fmt: skip
+    if fits:
+        rows = np.empty(shape, np.float32)
+    else:
+        step.check_space(output, size)
+        rows = blocks.Scratch(output.absolute().parent, shape)
+    place = 0
+    for block in blocks.each(
+        lambda first, block: _taken(first, block, picked, transform), features
+    ):
+        rows[place : place + len(block)] = block
+        place += len(block)
+    return rows
 
-    def run(number: int):
-        model = faiss.Kmeans(
-            rows.shape[1], k, niter=iterations, spherical=spherical,
-            seed=(seed + number * RESTART) % 2**31,
-            max_points_per_centroid=len(rows), min_points_per_centroid=1,
+
+def _taken(first: int, block: np.ndarray, picked, transform: Transform) -> np.ndarray:
+    """Projects the picked rows of a block, or all; to stream and mask is quicker than to seek."""
+    if picked is not None:
+        low, high = np.searchsorted(picked, (first, first + len(block)))
+        block = block[picked[low:high] - first]
+    return project(block, transform)
+
+
+def sample(number: int, per_centroid: int | None, k: int, seed: int) -> np.ndarray | None:
+    """Draws `per_centroid` * k row numbers in ascending order; None where that is all."""
+    if per_centroid is None or per_centroid * k >= number:
+        return None
+    return np.sort(lloyd.permuted(number, per_centroid * k, seed))
+
+
+def fit(rows, settings: config.Clustering, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Runs k-means on the rows, warm-started if the settings say so; gives what `kmeans` does."""
+    picked = sample(len(rows), settings.warm_start, k, seed)
+    iterations, redo, start = settings.iterations, settings.redo, None
+    if picked is not None and iterations > 1:
+        early = min(iterations - 1, max(1, int(WARM_SHARE * iterations)))
+        iterations -= early
+        step.log.info(
+            "cluster: warm start (clustering.warm_start = %d), %d iterations on %d of %d rows, "
+            "then %d on all", settings.warm_start, early, len(picked), len(rows), iterations,
         )  # fmt: skip
-        model.train(rows)
-        return model
-
-    # Not by faiss's own restarts, which give the objectives of all of them in one row.
-    runs = [run(number) for number in range(redo)]
-    best = (max if spherical else min)(runs, key=lambda model: model.obj[-1])
-    return best.centroids, np.asarray(best.obj, np.float64)
+        nothing = Transform(np.zeros(rows.shape[1], np.float32), None, False)
+        taken = blocks.each(lambda first, block: _taken(first, block, picked, nothing), rows)
+        some = np.concatenate(list(taken))
+        start, _ = kmeans(some, k, early, redo, settings.spherical, seed)
+    return kmeans(rows, k, iterations, redo, settings.spherical, seed, start)
 
 
-def assign(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each row's nearest centroid (N,) int64 and the squared distance (N,) float32.
+def nearest(
+    found: tables.Features, transform: Transform, centroids: np.ndarray, where: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Gives nearest centroids (n,) int64 and squared distances (n,) float32, block by block.
 
-    For spherical centroids on unit rows the nearest is also the one of the largest cosine.
+    Raises:
+        DataError: A feature is not finite.
     """
-    import faiss
 
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(np.ascontiguousarray(centroids))
-    distances, nearest = index.search(rows, 1)
-    return nearest[:, 0], distances[:, 0]
+    def prepare(first: int, block: np.ndarray) -> np.ndarray:
+        tables.check_finite(block, found.keys, where, first)
+        return project(block, transform)
+
+    return lloyd.nearest(found.rows, centroids, prepare)
 
 
-def _write(arguments, transform: Transform, centroids, objective, sizes) -> None:
+# ---------------------------------------------------------------------------- the table
+
+
+def _write(arguments, transform: Transform, centroids, objective, sizes, rows: int) -> None:
     settings = {**arguments.settings.model_dump(), "k": arguments.k, "seed": arguments.seed}
+    settings["rows"] = rows
     nothing = np.zeros((len(transform.mean), 0), np.float32)
     projection = nothing if transform.projection is None else transform.projection
+    arrays = {
+        "centroids": centroids, "mean": transform.mean, "projection": projection,
+        "sizes": sizes, "objective": objective,
+    }  # fmt: skip
+    step.check_space(arguments.output, sum(array.nbytes for array in arrays.values()))
     with table.create(arguments.output, "clusters", settings, [arguments.features]) as file:
-        table.put(file, "centroids", centroids)
-        table.put(file, "mean", transform.mean)
-        table.put(file, "projection", projection)
-        table.put(file, "sizes", sizes)
-        table.put(file, "objective", objective)
+        for name, array in arrays.items():
+            table.put(file, name, array)
         file.attrs["l2"] = transform.l2
 
 
 def read_clusters(path: Path) -> tuple[np.ndarray, np.ndarray, Transform]:
     """Reads centroids (K, E), sizes (K,) and the transform."""
-    arrays = {"centroids": 2, "*mean": 1, "*projection": 2, "sizes": 1, "*objective": 1}
-    with table.read(path, "clusters", arrays) as file:
-        projection = file["projection"][...]
-        transform = Transform(
-            file["mean"][...], projection if projection.size else None, bool(file.attrs["l2"])
+    names = {"centroids": 2, "*mean": 1, "*projection": 2, "sizes": 1, "*objective": 1}
+    with table.read(path, "clusters", names) as file:
+        centroids, mean, projection, sizes = (
+            table.load(file, name) for name in ("centroids", "mean", "projection", "sizes")
         )
-        return file["centroids"][...], file["sizes"][...], transform
+        l2 = bool(file.attrs["l2"])
+    return centroids, sizes, Transform(mean, projection if projection.size else None, l2)
 
 
 def _report(k: int, sizes: np.ndarray, objective: np.ndarray, distance: float) -> None:

@@ -123,6 +123,16 @@ class Clustering(Settings):
     spherical: Annotated[bool, Field(description="centroids of unit length, cosine assignment")]
     iterations: Annotated[Count, Field(description="of Lloyd's algorithm")]
     redo: Annotated[Count, Field(description="restarts; the best objective wins")]
+    memory_mb: Annotated[
+        Count, Field(description="MiB of rows kept in memory; more go to a scratch file")
+    ]
+    sample: Annotated[
+        Count | None, Field(description="learn from so many rows per centroid; null: all")
+    ]
+    warm_start: Annotated[
+        Count | None,
+        Field(description="rows per centroid for the first 3/4 of the iterations; null: off"),
+    ]
 
 
 class Target(Settings):

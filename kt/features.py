@@ -9,12 +9,25 @@ The layer's map is averaged to at most map x map and flattened; nothing is norma
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt.core import step
 from kt.core.step import DataError
 
+if TYPE_CHECKING:
+    import h5py
+    import numpy as np
+
+    from kt.core import blocks
+
 BATCH = 256
+AHEAD = 4  # batches that may wait to be written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,36 +46,69 @@ def run(arguments: argparse.Namespace) -> None:
 
     from kt.core import images, model, table, training
 
-    pack = images.read_pack(arguments.pack)
-    backbone = model.load(arguments.model, training.device())
-    channels, height, width = backbone.map_shape(pack.size, arguments.layer)
+    pack = images.layout(arguments.pack)
+    number = pack.shape[0]
+    backbone = model.load(arguments.model, training.device()).to(memory_format=torch.channels_last)
+    channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
+    step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
     settings = {"layer": arguments.layer, "map": arguments.map, "model": str(arguments.model)}
     parents = [arguments.pack, arguments.model / "model.safetensors"]
-    progress = step.Progress(f"features {arguments.layer}", len(pack), "img")
+    progress = step.Progress(f"features {arguments.layer}", number, "img")
     with table.create(arguments.output, "features", settings, parents) as file:
-        table.put_strings(file, "keys", pack.keys)
-        features = table.add(file, "features", (len(pack), dimensions), np.float32)
-        first = 0
-        for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
-            block = backbone.features(batch, arguments.layer, arguments.map).cpu().numpy()
-            check_finite(block, pack.keys[first : first + len(block)], f"layer {arguments.layer}")
-            features[first : first + len(block)] = block
-            first += len(block)
-            progress.add(len(block))
+        keys = table.Column(file, "keys", (number,), pack.keys)
+        features = table.Column(file, "features", (number, dimensions), np.float32)
+
+        def write(names: np.ndarray, block: np.ndarray) -> None:
+            check_finite(block, names, f"layer {arguments.layer}")
+            keys.append(names)
+            features.append(block)
+
+        described = describe(backbone, arguments.layer, arguments.map, arguments.pack)
+        for count in _aside(write, described):
+            progress.add(count)
     progress.close()
-    step.log.info(
-        "features: %d images x %d dimensions of %s", len(pack), dimensions, arguments.layer
-    )
+    step.log.info("features: %d images x %d dimensions of %s", number, dimensions, arguments.layer)
 
 
-def check_finite(features, keys: list[str], where: str) -> None:
+def describe(backbone, layer: str, edge: int, pack: Path) -> Iterator[tuple]:
+    """Gives keys (B,) bytes and features (B, D) float32 of the pack, batch by batch."""
+    import torch
+
+    from kt.core import images
+    from kt.core.backbone import pool
+
+    where = backbone.mean.device
+    for keys, pixels in images.stream(pack, BATCH):
+        # Not across the `yield`: it would switch gradients off for whoever asks.
+        with torch.inference_mode():
+            batch = backbone.normalise(torch.from_numpy(pixels).to(where))
+            maps = backbone(batch.contiguous(memory_format=torch.channels_last), layer)
+            found = pool(maps, edge).cpu().numpy()
+        yield keys, found
+
+
+def _aside(write, parts: Iterator[tuple]) -> Iterator[int]:
+    """Calls `write(keys, block)` for each part in a thread of its own, while the next is made."""
+    with ThreadPoolExecutor(1) as writer:
+        waiting: deque = deque()
+        for keys, block in parts:
+            waiting.append(writer.submit(write, keys, block))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+            yield len(keys)
+        for written in waiting:
+            written.result()
+
+
+def check_finite(features: np.ndarray, keys, where: str, first: int = 0) -> None:
     """Refuses NaN and Inf.
 
     Args:
-        features: (N, D) float32.
-        keys: (N,) names.
+        features: (n, D) float32.
+        keys: Names; that of the first row is `keys[first]`.
         where: For the message.
+        first: See `keys`.
 
     Raises:
         DataError: Names the images.
@@ -71,10 +117,87 @@ def check_finite(features, keys: list[str], where: str) -> None:
 
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad):
-        shown = ", ".join(repr(keys[row]) for row in bad[:5])
+        names = (keys[first + int(row)] for row in bad[:5])
+        shown = ", ".join(repr(name.decode("utf-8", "replace")) for name in names)
         raise DataError(
             f"{where}: features of {len(bad)} images are not finite, among them {shown}"
         )
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of one split.
+
+    Attributes:
+        rows: (N, D) float32, to be read in slices.
+        keys: (N,) UTF-8 bytes, to be read in slices.
+    """
+
+    rows: h5py.Dataset | blocks.Scratch
+    keys: h5py.Dataset | np.ndarray
+
+
+@contextlib.contextmanager
+def read(path: Path, scratch: Path | None = None) -> Iterator[Features]:
+    """Opens a table of features.
+
+    Args:
+        path: The table.
+        scratch: Folder for a sorted copy where the rows must come in the order of their keys and do
+            not stand so; None takes them as they stand.
+
+    Raises:
+        DataError: It is no such table, or a key stands there twice.
+    """
+    import numpy as np
+
+    from kt.core import table
+
+    with table.read(path, "features", {"features": 2, "keys": 1}) as file:
+        rows, keys = file["features"], file["keys"]
+        if rows.dtype != np.float32 or keys.dtype.kind != "S":
+            raise DataError(
+                f"{path}: expected features float32 and keys UTF-8, found {rows.dtype} and "
+                f"{keys.dtype}"
+            )
+        if scratch is not None and not _ascending(keys):
+            rows, keys = _sorted(rows, keys, path, scratch)
+        yield Features(rows, keys)
+
+
+def _ascending(keys) -> bool:
+    """Says whether keys stand in order, each once; looks at a part of them at a time."""
+    last = None
+    for first in range(0, len(keys), 1 << 16):
+        part = keys[first : first + (1 << 16)]
+        if (last is not None and part[0] <= last) or (part[1:] <= part[:-1]).any():
+            return False
+        last = part[-1]
+    return True
+
+
+def _sorted(rows, keys, path: Path, folder: Path):
+    """Copies rows to a scratch file in the order of their keys; gives it and the sorted keys."""
+    import numpy as np
+
+    from kt.core import blocks
+
+    names = keys[...]
+    order = np.argsort(names, kind="stable")
+    repeated = len(names) - len(np.unique(names))
+    if repeated:
+        raise DataError(f"{path}: {repeated} keys are repeated, each must stand once")
+    step.check_space(folder / "scratch", 4 * rows.shape[0] * rows.shape[1])
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    copy = blocks.Scratch(folder, rows.shape)
+    for first, last in blocks.bounds(rows):
+        for row, to in zip(rows[first:last], place[first:last].tolist(), strict=True):
+            copy[to : to + 1] = row
+    return copy, names[order]
 
 
 if __name__ == "__main__":

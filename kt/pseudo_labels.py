@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kt import cluster
+from kt import cluster, features
 from kt.core import step, table
 from kt.core.step import DataError
-from kt.features import check_finite
 
-ROWS = 16384  # projected at a time
+ROW_BYTES = 8 + 8 + 4  # label, cluster, distance
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,33 +38,47 @@ def config_json(text: str) -> dict:
 def run(arguments: argparse.Namespace) -> None:
     """Streams the features past the centroids."""
     centroids, sizes, transform = cluster.read_clusters(arguments.clusters)
-    with table.read(arguments.features, "features", {"features": 2, "keys": 1}) as file:
-        keys, features = table.strings(file, "keys"), file["features"]
-        if features.shape[1] != len(transform.mean):
+    with features.read(arguments.features) as found:
+        number, dimensions = found.rows.shape
+        if dimensions != len(transform.mean):
             raise DataError(
-                f"{arguments.features} has {features.shape[1]} dimensions, {arguments.clusters} "
+                f"{arguments.features} has {dimensions} dimensions, {arguments.clusters} "
                 f"was made from {len(transform.mean)}; use features of the same teacher, layer and "
                 "map"
             )
-        nearest = np.empty(len(keys), np.int64)
-        distances = np.empty(len(keys), np.float32)
-        for first in range(0, len(keys), ROWS):
-            part = slice(first, first + ROWS)
-            check_finite(features[part], keys[part], str(arguments.features))
-            projected = cluster.project(features[part], transform)
-            nearest[part], distances[part] = cluster.assign(projected, centroids)
-    labels = compact(sizes)[nearest]
+        step.check_space(arguments.output, number * (ROW_BYTES + found.keys.dtype.itemsize))
+        left_out = write(arguments, found, centroids, sizes, transform)
+    step.log.info(
+        "pseudo-labels: %d images, %d labels, %d left out", number, sum(sizes > 0), left_out
+    )
+
+
+def write(
+    arguments, found: features.Features, centroids, sizes: np.ndarray, transform: cluster.Transform
+) -> int:
+    """Writes the table row by row; gives how many images get no label."""
+    number, left_out, first = len(found.keys), 0, 0
+    label_of = compact(sizes)
     parents = [arguments.features, arguments.clusters]
     with table.create(arguments.output, "pseudo_labels", arguments.describe, parents) as file:
-        table.put(file, "labels", labels)
-        table.put(file, "clusters", nearest)
-        table.put(file, "distances", distances)
-        table.put_strings(file, "keys", keys)
+        types = {"labels": np.int64, "clusters": np.int64, "distances": np.float32}
+        columns = {
+            name: table.Column(file, name, (number,), dtype)
+            for name, dtype in {**types, "keys": found.keys.dtype}.items()
+        }
+        for clusters, distances in cluster.nearest(
+            found, transform, centroids, str(arguments.features)
+        ):
+            labels = label_of[clusters]
+            keys = found.keys[first : first + len(labels)]
+            for column, block in zip(
+                columns.values(), (labels, clusters, distances, keys), strict=True
+            ):
+                column.append(block)
+            first += len(labels)
+            left_out += int((labels < 0).sum())
         file.attrs["num_labels"] = int((sizes > 0).sum())
-    left_out = int((labels < 0).sum())
-    step.log.info(
-        "pseudo-labels: %d images, %d labels, %d left out", len(keys), sum(sizes > 0), left_out
-    )
+    return left_out
 
 
 def compact(sizes: np.ndarray) -> np.ndarray:
@@ -77,7 +90,8 @@ def read_pseudo_labels(path: Path) -> tuple[np.ndarray, list[str], int]:
     """Reads labels (N,) int64, keys (N,) and the number of labels C."""
     arrays = {"labels": 1, "clusters": 1, "distances": 1, "keys": 1}
     with table.read(path, "pseudo_labels", arrays) as file:
-        return file["labels"][...], table.strings(file, "keys"), int(file.attrs["num_labels"])
+        labels, keys = table.load(file, "labels"), table.strings(file, "keys")
+        return labels, keys, int(file.attrs["num_labels"])
 
 
 if __name__ == "__main__":

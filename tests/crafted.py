@@ -30,7 +30,7 @@ TRAINING = {
 PLAIN = {"name": "plain", "widths": [8, 16], "strides": [2, 2]}
 CLUSTERING = {
     "centre": True, "pca": None, "whiten": False, "l2": False, "spherical": False,
-    "iterations": 20, "redo": 1,
+    "iterations": 20, "redo": 1, "memory_mb": 100, "sample": None, "warm_start": None,
 }  # fmt: skip
 
 

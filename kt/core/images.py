@@ -1,7 +1,8 @@
 """Packed images and, apart from them, labels.
 
-`{split}.h5` holds `images` uint8 (N, 3, S, S), contiguous so that it is memory-mapped, and unique
-`keys`. `{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys` and `classes`.
+`{split}.h5` holds `images` uint8 (N, 3, S, S), contiguous so that it is memory-mapped, a checksum
+for every MiB of them, and unique `keys`. Each reader checks all images once (see `kt.core.table`).
+`{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys` and `classes`.
 Pretext training, clustering and pseudo-labelling are never handed the second file.
 """
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kt.core import table
+from kt.core import blocks, table
 from kt.core.step import DataError
 
 SPLITS = ("train-unlabelled", "train", "test")
@@ -61,31 +63,113 @@ class Labels:
     classes: list[str]
 
 
-def read_pack(path: Path) -> Pack:
-    """Opens a packed split.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the images of a packed split stand in its file.
+
+    Attributes:
+        shape: (N, 3, S, S).
+        offset: Of the first byte.
+        sums: CRC-32 of every so many rows, uint32.
+        rows: So many.
+        keys: The type of the keys.
+    """
+
+    shape: tuple[int, ...]
+    offset: int
+    sums: np.ndarray
+    rows: int
+    keys: np.dtype
+
+
+ARRAYS = {"images": 4, "keys": 1}
+
+
+def layout(path: Path) -> Layout:
+    """Looks at a packed split, and not yet at its images.
 
     Raises:
-        DataError: The file is not a complete pack of square uint8 RGB images with unique keys.
+        DataError: The file is not a complete pack of square uint8 RGB images.
     """
-    with table.read(path, "images", {"images": 4, "keys": 1}) as file:
-        dataset = file["images"]
-        shape, offset = dataset.shape, dataset.id.get_offset()
-        keys = table.strings(file, "keys")
+    with table.read(path, "images", ARRAYS) as file:
+        dataset, offset = file["images"], file["images"].id.get_offset()
+        shape = dataset.shape
         if dataset.dtype != np.uint8 or shape[1] != 3 or shape[2] != shape[3]:
             raise DataError(
                 f"{path}: expected images (N, 3, S, S) uint8, found {shape} {dataset.dtype}"
             )
+        if shape[0] and (offset is None or "images" + table.CHECKS not in file):
+            raise DataError(
+                f"{path}: images must be stored contiguously, with checksums, to be memory-mapped"
+            )
+        sums = table.load(file, "images" + table.CHECKS) if shape[0] else np.zeros(0, np.uint32)
+        return Layout(shape, offset or 0, sums, table.block_rows(dataset), file["keys"].dtype)
+
+
+def read_pack(path: Path) -> Pack:
+    """Opens a packed split, after a look at every byte of it.
+
+    Raises:
+        DataError: The file is not a complete pack of square uint8 RGB images with unique keys.
+    """
+    found = layout(path)
+    for _ in _checked(path, found, 1):
+        pass
+    with table.read(path, "images", ARRAYS) as file:
+        keys = table.strings(file, "keys")
     if len(set(keys)) != len(keys):
         raise DataError(
             f"{path}: expected unique keys, found {len(keys) - len(set(keys))} repeated"
         )
-    if shape[0] == 0:
-        images = np.zeros(shape, np.uint8)
-    elif offset is None:
-        raise DataError(f"{path}: images must be stored contiguously to be memory-mapped")
+    if len(keys):
+        images = np.memmap(path, np.uint8, "r", found.offset, found.shape)
     else:
-        images = np.memmap(path, np.uint8, "r", offset, shape)
+        images = np.zeros(found.shape, np.uint8)
     return Pack(images, keys, key_ids(keys), Path(path))
+
+
+def stream(path: Path, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads a packed split from its first to its last image; memory does not grow with it.
+
+    Args:
+        path: The pack.
+        batch: Most images at a time.
+
+    Yields:
+        Keys (B,) as UTF-8 bytes, and images (B, 3, S, S) uint8.
+
+    Raises:
+        DataError: As `read_pack` does, but for keys that are repeated.
+    """
+    found = layout(path)
+    with table.read(path, "images", ARRAYS) as file:
+        keys = file["keys"]
+        for first, images in _checked(path, found, batch):
+            names = keys[first : first + len(images)]
+            parts = max(1, -(-len(images) // batch))
+            yield from zip(np.array_split(names, parts), np.array_split(images, parts), strict=True)
+
+
+def _checked(path: Path, found: Layout, least: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Reads the images in blocks of `least` or more and compares their checksums.
+
+    Plain reads: memory-mapped pages would count as the process's memory.
+    """
+    several = -(-least // found.rows)  # blocks of a checksum
+    with open(path, "rb") as file:
+        for first in range(0, found.shape[0], several * found.rows):
+            number = min(several * found.rows, found.shape[0] - first)
+            images = np.empty((number, *found.shape[1:]), np.uint8)
+            blocks.read_at(file.fileno(), images, found.offset + first * images[0].nbytes)
+            for start in range(0, number, found.rows):
+                wanted = found.sums[(first + start) // found.rows]
+                if zlib.crc32(images[start : start + found.rows]) != wanted:
+                    raise DataError(
+                        f"{path} is damaged: among images {first + start} to "
+                        f"{first + min(start + found.rows, number) - 1} a byte is not what was "
+                        f"written; {table.REMOVE}"
+                    )
+            yield first, images
 
 
 def read_labels(path: Path) -> Labels:
@@ -96,7 +180,7 @@ def read_labels(path: Path) -> Labels:
     """
     with table.read(path, "labels", {"labels": 1, "keys": 1, "*classes": 1}) as file:
         return Labels(
-            file["labels"][...], table.strings(file, "keys"), table.strings(file, "classes")
+            table.load(file, "labels"), table.strings(file, "keys"), table.strings(file, "classes")
         )
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,27 @@ def start_time() -> float:
 
 
 start_time()
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuses work whose result would not fit on the disk.
+
+    Args:
+        path: What will be written; it and some of its folders need not be there yet.
+        needed: Bytes.
+
+    Raises:
+        ResourceError: Names the path and both numbers.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{path}: {needed} bytes are needed, {free} are free in {folder}; make room there or "
+            "put the results elsewhere"
+        )
 
 
 def provenance(parents: dict[str, str] | None = None, **more) -> dict:

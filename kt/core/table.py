@@ -1,8 +1,10 @@
 """HDF5 tables: written whole or not at all, checked by each reader.
 
 Every file carries the root attributes `format`, `version`, `config` (JSON), `provenance` (JSON),
-`digest` (of all arrays) and, written last, `complete`. One writer, a temporary name in the same
-folder, fsync, rename.
+`digest` and, written last, `complete`. One writer, a temporary name in the same folder, fsync,
+rename. Each array carries its own digest, from which the table's is made. What a reader never sees
+unchecked: HDF5 itself has checksums for its bookkeeping and for every chunk, `load` and `strings`
+compare the digest, and arrays that are memory-mapped have a checksum for each MiB beside them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +24,12 @@ import numpy as np
 from kt.core import step
 from kt.core.step import DataError
 
-VERSION = 1
+VERSION = 2
 CHUNK_BYTES = 1 << 20  # known to be fast: chunks of about 1 MiB, see docs/design.md
+CHUNK_ROWS = 1 << 14  # at most: several narrow arrays are written side by side, each with a chunk
+CACHE_BYTES = CHUNK_BYTES  # of an array that is read; HDF5's 8 MiB would fill as tables grow
+BOOKKEEPING = ("v110", "v110")  # of HDF5: the first whose headers and attributes have checksums
+CHECKS = "_checks"  # behind the name of a memory-mapped array: that of its checksums
 
 
 @contextlib.contextmanager
@@ -38,11 +46,14 @@ def create(path: Path, format: str, config, parents: Sequence[Path] = ()) -> Ite
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver=BOOKKEEPING) as file:
             file.attrs["format"], file.attrs["version"] = format, VERSION
             file.attrs["config"] = json.dumps(config, default=step.plain, sort_keys=True)
             yield file
-            file.attrs["digest"] = _digest_arrays(file)
+            for name in sorted(file):
+                if "digest" not in file[name].attrs:
+                    _seal(file, name)
+            file.attrs["digest"] = _combined(file)
             origin = step.provenance({str(parent): digest(parent) for parent in parents})
             file.attrs["provenance"] = json.dumps(origin)
             file.attrs["complete"] = True
@@ -63,9 +74,11 @@ def add(
     dtype = np.dtype(dtype)
     if contiguous or 0 in shape:
         return file.create_dataset(name, shape, dtype)
-    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    rows = max(1, min(shape[0], CHUNK_BYTES // max(row_bytes, 1)))
-    return file.create_dataset(name, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
+    rows = max(1, min(shape[0], CHUNK_ROWS, CHUNK_BYTES // max(_row_bytes(shape, dtype), 1)))
+    chunks, cache = (rows, *shape[1:]), 2 * rows * _row_bytes(shape, dtype)
+    return file.create_dataset(
+        name, shape, dtype, chunks=chunks, fletcher32=True, rdcc_nbytes=cache
+    )
 
 
 def put(file: h5py.File, name: str, array: np.ndarray) -> None:
@@ -75,15 +88,53 @@ def put(file: h5py.File, name: str, array: np.ndarray) -> None:
 
 
 def put_strings(file: h5py.File, name: str, strings: Sequence[str]) -> None:
-    """Adds UTF-8 strings (N,) to a table."""
-    dataset = file.create_dataset(name, (len(strings),), h5py.string_dtype("utf-8"))
-    if len(strings):
-        dataset[...] = np.array(list(strings), dtype=object)
+    """Adds UTF-8 strings (N,) to a table, all as wide as the longest.
+
+    HDF5 keeps strings of any width where no checksum reaches them.
+    """
+    encoded = [string.encode() for string in strings]
+    width = max(map(len, encoded), default=1) or 1
+    put(file, name, np.array(encoded, h5py.string_dtype("utf-8", width)))
+
+
+class Column:
+    """An array that grows row by row; its digest is taken on the way, so nothing is read again."""
+
+    def __init__(self, file: h5py.File, name: str, shape: tuple[int, ...], dtype):
+        """Adds the array to the table."""
+        self.dataset = add(file, name, shape, dtype)
+        self.done = 0
+        self.hash = hashlib.sha256()
+
+    def append(self, block: np.ndarray) -> None:
+        """Writes the next rows."""
+        block = np.ascontiguousarray(block, self.dataset.dtype)
+        self.dataset[self.done : self.done + len(block)] = block
+        self.hash.update(block.data)
+        self.done += len(block)
+        if self.done == len(self.dataset):
+            self.dataset.attrs["digest"] = self.hash.hexdigest()
+
+
+def load(file: h5py.File, name: str) -> np.ndarray:
+    """Reads one array of an open table and compares its digest.
+
+    Raises:
+        DataError: The array is not what was written.
+    """
+    array = file[name][...]
+    found = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    if found != file[name].attrs.get("digest"):
+        raise DataError(f"{file.filename} is damaged: {name!r} is not what was written; {REMOVE}")
+    return array
 
 
 def strings(file: h5py.File, name: str) -> list[str]:
-    """Reads the UTF-8 strings of one array."""
-    return list(file[name].asstr()[...])
+    """Reads the UTF-8 strings of one array; raises as `load` does."""
+    return [string.decode() for string in load(file, name).tolist()]
+
+
+REMOVE = "remove it and run again"
 
 
 @contextlib.contextmanager
@@ -103,19 +154,22 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
     if not path.is_file():
         raise DataError(f"expected a {format} table at {path}, found no file")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
     except OSError as error:
         raise DataError(
             f"{path} is not a readable HDF5 file ({error}); remove it, run again"
         ) from error
     with file:
-        _check(file, path, format, arrays)
+        try:
+            _check(file, path, format, arrays)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # as h5py sees damage
+            raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
         try:
             yield file
         except OSError as error:
             if error.errno is not None:  # the system's, not HDF5's
                 raise
-            raise DataError(f"{path} is damaged ({error}); remove it and run again") from error
+            raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
 
 
 def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> None:
@@ -123,29 +177,45 @@ def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> 
     if found != (format, VERSION):
         raise DataError(
             f"{path}: expected format {format!r} version {VERSION}, found {found[0]!r} version "
-            f"{found[1]}"
+            f"{found[1]}; {REMOVE}"
         )
     if not file.attrs.get("complete", False):
-        raise DataError(f"{path} is not complete: its writer was stopped; remove it and run again")
+        raise DataError(f"{path} is not complete: its writer was stopped; {REMOVE}")
+    for name in file:
+        _check_array(file, path, name)
     lengths = {}
     for marked, dimensions in arrays.items():
         name = marked.lstrip("*")
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        if name not in file:
             raise DataError(f"{path}: expected an array {name!r}, found {sorted(file)}")
-        dataset = file[name]
-        if dataset.external or dataset.is_virtual:
+        if file[name].ndim != dimensions:
             raise DataError(
-                f"{path}: array {name!r} points outside the file; such files are refused"
-            )
-        if dataset.ndim != dimensions:
-            raise DataError(
-                f"{path}: {name!r} must have {dimensions} dimensions, has {dataset.shape}"
+                f"{path}: {name!r} must have {dimensions} dimensions, has {file[name].shape}"
             )
         if marked == name:
-            lengths[name] = dataset.shape[0]
+            lengths[name] = file[name].shape[0]
     if len(set(lengths.values())) > 1:
         raise DataError(f"{path}: arrays of one table must be equally long, found {lengths}")
+    if file.attrs.get("digest") != _combined(file):
+        raise DataError(f"{path} was altered: its arrays do not fit its digest; {REMOVE}")
+
+
+def _check_array(file: h5py.File, path: Path, name: str) -> None:
+    """Refuses what is not an array of plain values that stand in this file."""
+    link = file.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise DataError(f"{path}: {name!r} must be an array of this file; such files are refused")
+    dataset = file[name]
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: array {name!r} points outside the file; such files are refused")
+    if dataset.dtype.hasobject or dataset.ndim == 0:
+        raise DataError(f"{path}: {name!r} holds {dataset.dtype}, {dataset.shape}; refused")
+    # Rows that were never written would read as zeros, and as many as the header likes to say.
+    if dataset.id.get_storage_size() < dataset.nbytes:
+        raise DataError(f"{path}: {name!r} has {dataset.shape}, but is not all there; {REMOVE}")
+
+
+# ---------------------------------------------------------------------------- digests
 
 
 def digest(path: Path) -> str:
@@ -158,18 +228,32 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_arrays(file: h5py.File) -> str:
-    """Hashes names, types, shapes and bytes of all arrays, a few MiB at a time."""
-    total = hashlib.sha256()
-    for name in sorted(file):
-        dataset = file[name]
-        total.update(f"{name} {dataset.dtype} {dataset.shape}\n".encode())
-        row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-        rows = max(1, 8 * CHUNK_BYTES // max(row_bytes, 1))
-        for first in range(0, dataset.shape[0] if dataset.ndim else 0, rows):
-            block = dataset[first : first + rows]
-            if block.dtype == object:
-                total.update("\n".join(map(repr, block.tolist())).encode())
-            else:
-                total.update(np.ascontiguousarray(block).data)
-    return total.hexdigest()
+def block_rows(dataset: h5py.Dataset) -> int:
+    """Gives how many rows of a memory-mapped array, about 1 MiB, share one checksum."""
+    return max(1, CHUNK_BYTES // max(_row_bytes(dataset.shape, dataset.dtype), 1))
+
+
+def _seal(file: h5py.File, name: str) -> None:
+    """Reads one array back for its digest, and for its checksums if it is to be memory-mapped."""
+    dataset, total, sums = file[name], hashlib.sha256(), []
+    rows = block_rows(dataset)
+    for first in range(0, dataset.shape[0], rows):
+        block = np.ascontiguousarray(dataset[first : first + rows])
+        total.update(block.data)
+        if dataset.chunks is None:
+            sums.append(zlib.crc32(block.data))
+    dataset.attrs["digest"] = total.hexdigest()
+    if dataset.chunks is None and sums:
+        put(file, name + CHECKS, np.array(sums, np.uint32))
+        _seal(file, name + CHECKS)
+
+
+def _combined(file: h5py.File) -> str:
+    """Hashes names, types, shapes and digests of all arrays."""
+    parts = ((name, file[name]) for name in sorted(file))
+    lines = (f"{name} {x.dtype} {x.shape} {x.attrs.get('digest')}\n" for name, x in parts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return math.prod(shape[1:]) * dtype.itemsize

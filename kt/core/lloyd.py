@@ -1,0 +1,228 @@
+"""k-means by Lloyd's iterations and the nearest centroid, both exact and block by block.
+
+Memory does not grow with the number of rows, and the result depends neither on where the rows stand
+(an array or a file) nor on the number of threads. One iteration is one matrix product a block.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from kt.core import blocks
+
+RESTART = 15486557  # between the seeds of two restarts, as faiss has it
+SPLIT = 1 / 1024  # how far the halves of a split cluster are set apart, as in faiss
+SCORES = 8 << 20  # bytes of one matrix product
+
+
+def kmeans(
+    rows, k: int, iterations: int, redo: int, spherical: bool, seed: int, start=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs Lloyd's iterations on all rows, from the rows that faiss would start with.
+
+    Args:
+        rows: (N, E) float32, see `kt.core.blocks`.
+        k: Number of centroids, at most N.
+        iterations: How many at most; it ends where nothing changes any more.
+        redo: Restarts; the best objective wins.
+        spherical: Centroids of unit length.
+        seed: Of the first centroids.
+        start: (k, E) float32 centroids to go on from; one run, whatever `redo` says.
+
+    Returns:
+        (k, E) float32 centroids and the objective before each update of the best run, float64: the
+        sum of squared distances, or of inner products if spherical.
+    """
+    if start is not None:
+        return _run(rows, start, iterations, spherical)
+    seeds = [(seed + number * RESTART) % 2**31 for number in range(redo)]
+    runs = (_run(rows, first_rows(rows, k, seed), iterations, spherical) for seed in seeds)
+    return (max if spherical else min)(runs, key=lambda run: run[1][-1])
+
+
+def first_rows(rows, k: int, seed: int) -> np.ndarray:
+    """Gives the k rows that faiss takes as first centroids, (k, E) float32."""
+    picked = permuted(rows.shape[0], k, seed + 1).tolist()
+    return np.concatenate([rows[row : row + 1] for row in picked])
+
+
+def permuted(number: int, count: int, seed: int) -> np.ndarray:
+    """Gives the first `count` of faiss's random permutation of 0..number-1, (count,) int64.
+
+    Source: faiss, `rand_perm` in utils/random.cpp. Keeps only what has moved.
+    """
+    draws = np.random.RandomState(seed % 2**32).randint(0, 2**32, count, np.uint32).tolist()
+    moved: dict[int, int] = {}
+    found = np.empty(count, np.int64)
+    for place, draw in enumerate(draws):
+        other = place + draw % (number - place)
+        found[place] = moved.get(other, other)
+        moved[other] = moved.pop(place, place)
+    return found
+
+
+def _run(rows, centroids, iterations: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Iterates from given centroids; gives the last ones and the objectives."""
+    squares = 0.0 if spherical else sum(blocks.each(_squares, rows))
+    centroids, objective = _normalised(centroids) if spherical else centroids, []
+    for _ in range(iterations):
+        before, (sums, sizes) = centroids, _sums(rows, centroids)
+        objective.append(_objective(centroids, sums, sizes, squares, spherical))
+        centroids = _update(centroids, sums, sizes)
+        if spherical:
+            centroids = _normalised(centroids)
+        if np.array_equal(before, centroids):
+            break
+    return centroids, np.array(objective)
+
+
+def _sums(rows, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives the sum of each cluster's rows, (K, E) float64, and their number, (K,) int64."""
+    from scipy import sparse
+
+    labels_of = labeller(centroids)
+
+    def part(first: int, block: np.ndarray):
+        labels, number = labels_of(block, False)[0], len(block)
+        # Sums as a product with a sparse matrix: the fastest of those tried, and in float64.
+        one_hot = sparse.csc_array(
+            (np.ones(number), labels, np.arange(number + 1)), (len(centroids), number)
+        )
+        return one_hot @ block, np.bincount(labels, minlength=len(centroids))
+
+    sums, sizes = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
+    for found, number in blocks.each(part, rows):
+        sums += found
+        sizes += number
+    return sums, sizes
+
+
+def _squares(first: int, block: np.ndarray) -> float:
+    """Gives the sum of all squares in float64."""
+    flat = block.astype(np.float64).ravel()
+    return float(flat @ flat)
+
+
+def _objective(centroids, sums, sizes, squares: float, spherical: bool) -> float:
+    """Gives the objective from the sums alone: no distance of a row needs to be taken."""
+    wide = centroids.astype(np.float64)
+    inner = float((wide * sums).sum())
+    if spherical:
+        return inner
+    return max(0.0, squares - 2 * inner + float(sizes @ (wide * wide).sum(1)))
+
+
+def _update(centroids: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Gives the means; an empty cluster takes half of the one that is the largest by then.
+
+    Both halves get its mean, set apart a little, as in faiss; there the one to split is drawn.
+    """
+    filled, sizes = sizes > 0, sizes.copy()
+    means = centroids.copy()
+    means[filled] = sums[filled] / sizes[filled, None]
+    apart = np.where(np.arange(centroids.shape[1]) % 2, 1 - SPLIT, 1 + SPLIT).astype(np.float32)
+    for empty in np.flatnonzero(~filled):
+        large = sizes.argmax()
+        means[empty], means[large] = means[large] * apart, means[large] * (2 - apart)
+        sizes[empty] = sizes[large] // 2
+        sizes[large] -= sizes[empty]
+    return means
+
+
+def _normalised(centroids: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(centroids, axis=1, keepdims=True)
+    return centroids / np.maximum(length, 1e-12, dtype=np.float32)
+
+
+# ---------------------------------------------------------------------------- assignment
+
+
+def assign(rows, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives each row's nearest centroid (N,) int64 and the squared distance (N,) float32.
+
+    For spherical centroids on unit rows the nearest is also the one of the largest cosine.
+    """
+    found = list(nearest(rows, centroids))
+    return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+
+
+def nearest(
+    rows, centroids: np.ndarray, prepare: Callable = lambda first, block: block
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Does what `assign` does block by block.
+
+    Args:
+        rows: (N, D), see `kt.core.blocks`.
+        centroids: (K, E) float32.
+        prepare: Turns the number of a block's first row and the block, (n, D), into (n, E).
+    """
+    labels_of = labeller(centroids)
+    return blocks.each(lambda first, block: labels_of(prepare(first, block), True), rows)
+
+
+def labeller(centroids: np.ndarray) -> Callable[[np.ndarray, bool], tuple]:
+    """Gives a function from rows (n, E) float32 to nearest centroids (n,) int64 and distances.
+
+    The nearest centroid has the largest x c - c^2 / 2: one matrix product, with a column of ones in
+    the rows for the second term. Both are taken from the centroids' mean, or little would be left
+    of differences far from zero. Squared distances (n,) float32 are then taken row by row, or not
+    at all (None) where the second argument says so.
+    """
+    centre = centroids.mean(0, dtype=np.float64).astype(np.float32)
+    moved = centroids - centre
+    lengths = (moved.astype(np.float64) ** 2).sum(1)
+    matrix = np.concatenate([moved.T, -0.5 * lengths[None]]).astype(np.float32)
+    best = _best_column(matrix)
+    most = max(64, min(1024, SCORES // (4 * len(centroids))))
+
+    def labels_of(rows: np.ndarray, measure: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = np.empty(len(rows), np.int64)
+        distances = np.empty(len(rows), np.float32) if measure else None
+        # One set of buffers, small enough for the cache: fresh memory would cost up to a third.
+        height = min(most, len(rows))
+        padded = np.ones((height, len(matrix)), np.float32)
+        scores = np.empty((height, len(centroids)), np.float32)
+        apart = np.empty((height, rows.shape[1]), np.float32)
+        for first in range(0, len(rows), most):
+            some = rows[first : first + most]
+            part = slice(first, first + len(some)), slice(len(some))
+            np.subtract(some, centre, out=padded[part[1], :-1])
+            labels[part[0]] = best(padded[part[1]], scores[part[1]])
+            if distances is not None:
+                near = apart[part[1]]
+                np.take(centroids, labels[part[0]], 0, out=near, mode="clip")  # unbuffered
+                np.subtract(some, near, out=near)
+                np.einsum("ne,ne->n", near, near, out=distances[part[0]])
+        return labels, distances
+
+    return labels_of
+
+
+def _best_column(matrix: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Gives a function from rows, and room for scores, to the column with the largest product.
+
+    On CUDA where there is a device, in plain float32; that path was run with torch on the CPU only,
+    never on a GPU. The CPU's result is the reference.
+    """
+    where = device()
+    if where is None:
+        return lambda rows, scores: np.matmul(rows, matrix, out=scores).argmax(1)
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    there = torch.from_numpy(matrix).to(where)
+    return lambda rows, _: (torch.from_numpy(rows).to(where) @ there).argmax(1).cpu().numpy()
+
+
+@functools.cache
+def device() -> str | None:
+    """Gives `cuda`, or None without a device; torch is only imported where there could be one."""
+    if not os.path.exists("/dev/nvidiactl"):
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
