@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-from kt.core import figures, pictures, step, summary, verdict
+from kt.core import figures, pictures, step, summary, table, verdict
 from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_targets
 from kt.core.step import ConfigError, DataError, log
@@ -100,7 +100,7 @@ def read_settings(text: str) -> dict[str, Any]:
 def read_origin(path: Path) -> tuple[str, dict[str, Any]]:
     """Gives the step that wrote a table, and where the table comes from."""
     with h5py.File(path, "r") as file:
-        return str(file.attrs["format"]), json.loads(file.attrs["provenance"])
+        return table.text(file, "format"), json.loads(table.text(file, "provenance"))
 
 
 def read_model(folder: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ rule features:
     params:
         folder=lambda w, input: os.path.dirname(input.model),
         map=lambda w: teacher_of(w).map,
-        stage_version=1,
+        stage_version=2,
     message:
         "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
     shell:

@@ -13,12 +13,12 @@ rule cluster:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=lambda w, input: 2000 + 4 * input.size_mb,
+        mem_mb=2000 + SETTINGS.clustering.memory_mb,
         runtime=240,
     params:
         settings=dumps(SETTINGS.clustering),
         seed=SETTINGS.seed,
-        stage_version=1,
+        stage_version=2,
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:
@@ -52,7 +52,7 @@ rule pseudo_labels:
         runtime=60,
     params:
         describe=lambda w: dumps({"teacher": w.teacher, "layer": w.layer, "k": int(w.k)}),
-        stage_version=1,
+        stage_version=2,
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:

@@ -1,4 +1,5 @@
 import argparse
+import json
 
 import crafted
 import h5py
@@ -188,7 +189,8 @@ def test_the_table_says_sizes_objective_and_settings(tmp_path):
     assert np.allclose(transform.mean, rows.mean(0), atol=1e-3)
     with h5py.File(path) as file:
         assert np.diff(file["objective"]).max(initial=0) <= 0
-        assert '"k": 3' in file.attrs["config"] and '"seed": 0' in file.attrs["config"]
+        settings = json.loads(file.attrs["config"])
+    assert settings["k"] == 3 and settings["seed"] == 0 and settings["rows"] == 60
 
 
 def test_more_clusters_than_images_are_refused_with_both_numbers(tmp_path):

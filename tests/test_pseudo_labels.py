@@ -1,4 +1,5 @@
 import argparse
+import shutil
 
 import crafted
 import h5py
@@ -7,8 +8,8 @@ import pytest
 from test_cluster import blobs, gaussians, run
 
 from kt import pseudo_labels, target_train
-from kt.core import table
-from kt.core.step import DataError
+from kt.core import blocks, table
+from kt.core.step import DataError, ResourceError
 
 
 def label(path, features, keys, clusters):
@@ -56,12 +57,10 @@ def test_an_image_gets_its_label_whatever_its_row_and_its_company(tmp_path, clus
     assert found == [keys[row] for row in shuffle]
 
 
-def test_labels_do_not_depend_on_how_many_rows_are_projected_at_a_time(
-    tmp_path, clustered, monkeypatch
-):
+def test_labels_do_not_depend_on_how_many_rows_are_read_at_a_time(tmp_path, clustered, monkeypatch):
     rows, keys, clusters = clustered
     labels, _, _ = label(tmp_path, rows, keys, clusters)
-    monkeypatch.setattr(pseudo_labels, "ROWS", 7)
+    monkeypatch.setattr(blocks, "MOST_ROWS", 7)
     assert label(tmp_path, rows, keys, clusters)[0].tolist() == labels.tolist()
 
 
@@ -73,13 +72,50 @@ def test_labels_are_compact_where_clusters_are_empty():
 def test_images_next_to_an_empty_cluster_are_left_out(tmp_path, clustered):
     rows, keys, clusters = clustered
     labels, _, _ = label(tmp_path, rows, keys, clusters)
-    with h5py.File(clusters, "r+") as file:
-        file["sizes"][1] = 0
+    with_empty_cluster(clusters, 1)
     fewer, _, number = label(tmp_path, rows, keys, clusters)
     assert number == 2
     assert fewer.tolist() == [{0: 0, 1: -1, 2: 1}[value] for value in labels.tolist()]
     with h5py.File(tmp_path / "pseudo_labels.h5") as file:
         assert file["clusters"][...].tolist() == labels.tolist()
+
+
+def with_empty_cluster(path, number):
+    """Writes the clusters again, one of them empty."""
+    with h5py.File(path) as file:
+        arrays = {name: file[name][...] for name in file}
+        l2 = file.attrs["l2"]
+    arrays["sizes"][number] = 0
+    with table.create(path, "clusters", {}) as file:
+        for name, array in arrays.items():
+            table.put(file, name, array)
+        file.attrs["l2"] = l2
+
+
+def test_clusters_changed_by_a_byte_are_refused(tmp_path, clustered):
+    rows, keys, clusters = clustered
+    with h5py.File(clusters, "r+") as file:
+        file["centroids"][1, 2] += 1e-3
+    with pytest.raises(DataError, match="'centroids' is not what was written"):
+        label(tmp_path, rows, keys, clusters)
+
+
+def test_pseudo_labels_changed_by_a_byte_are_refused(tmp_path):
+    path = write_labels(tmp_path / "p.h5", [0, 1], ["a", "b"], 2)
+    with h5py.File(path, "r+") as file:
+        file["labels"][0] = 1
+    with pytest.raises(DataError, match="'labels' is not what was written"):
+        pseudo_labels.read_pseudo_labels(path)
+
+
+def test_labels_that_do_not_fit_the_disk_are_refused_with_path_and_bytes(
+    tmp_path, clustered, monkeypatch
+):
+    rows, keys, clusters = clustered
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: argparse.Namespace(free=1000))
+    needed = 60 * (20 + len(keys[0]))
+    with pytest.raises(ResourceError, match=f"pseudo_labels.h5: {needed} bytes .*, 1000 are free"):
+        label(tmp_path, rows, keys, clusters)
 
 
 def test_features_of_another_dimension_are_refused_with_both(tmp_path, clustered):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -86,14 +87,14 @@ def test_an_incomplete_table_is_refused(path, complete):
 @pytest.mark.parametrize("attribute, value", [("format", "images"), ("version", 99)])
 def test_another_format_or_version_is_refused(path, attribute, value):
     with h5py.File(path, "r+") as file:
-        file.attrs[attribute] = value
-    with pytest.raises(DataError, match=f"expected format 'features' version 1, found .*{value}"):
+        file.attrs[attribute] = np.bytes_(value) if attribute == "format" else value
+    with pytest.raises(DataError, match=f"expected format 'features' version 2, found .*{value}"):
         read(path)
 
 
 def test_arrays_of_unequal_length_are_refused_unless_marked(path):
-    with h5py.File(path, "r+") as file:
-        del file["keys"]
+    with table.create(path, "features", {}) as file:
+        table.put(file, "features", np.zeros((8, 3), np.float32))
         table.put_strings(file, "keys", ["only one"])
     with pytest.raises(DataError, match="equally long, found {'features': 8, 'keys': 1}"):
         read(path)
@@ -136,18 +137,63 @@ def test_arrays_that_point_elsewhere_are_refused(tmp_path, path, plant):
     with h5py.File(path, "r+") as file:
         del file["features"]
         plant(file, other)
-    with pytest.raises(DataError, match="expected an array|points outside"):
+    with pytest.raises(DataError, match="must be an array of this file|points outside"):
         read(path)
 
 
-def test_a_flipped_byte_in_a_checksummed_array_is_found(path):
-    with h5py.File(path) as file:
-        offset = file["features"].id.get_chunk_info(0).byte_offset
-    raw = bytearray(path.read_bytes())
-    raw[offset + 5] ^= 64
-    path.write_bytes(raw)
-    with pytest.raises(DataError, match="damaged"):
+def test_an_array_that_was_never_written_is_refused(path):
+    with h5py.File(path, "r+") as file:
+        del file["features"]
+        table.add(file, "features", (10**9, 10**6), np.float32)
+    with pytest.raises(DataError, match="is not all there"):
         read(path)
+
+
+def test_objects_and_single_values_are_refused(path):
+    for value in (np.array(["text"], object), np.float32(1)):
+        with h5py.File(path, "r+") as file:
+            file.create_dataset(
+                "odd", data=value, dtype=h5py.string_dtype() if np.ndim(value) else None
+            )
+        with pytest.raises(DataError, match="'odd' holds"):
+            read(path)
+        with h5py.File(path, "r+") as file:
+            del file["odd"]
+
+
+@pytest.mark.parametrize("digest", ["kept", "made to fit"])
+def test_a_value_changed_through_hdf5_is_found(path, digest):
+    with h5py.File(path, "r+") as file:
+        changed = file["features"][...]
+        changed[3, 1] += 1
+        file["features"][...] = changed
+        if digest != "kept":
+            table.put_text(file["features"], "digest", hashlib.sha256(changed.data).hexdigest())
+    with pytest.raises(DataError, match="is not what was written|does not fit its digest"):
+        with table.read(path, "features", ARRAYS) as file:
+            table.load(file, "features")
+
+
+def test_no_flipped_byte_goes_unnoticed(path):
+    """All places of a table, one at a time: refused, or nothing that is read has changed."""
+    whole, right = path.read_bytes(), everything(path)
+    places = np.random.default_rng(0).choice(len(whole), 400, replace=False)
+    refused = 0
+    for place in places.tolist():
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert everything(path) == right, f"byte {place} of {len(whole)}"
+        except DataError:
+            refused += 1
+    assert refused > 50  # the rest are gaps between the arrays
+
+
+def everything(path):
+    with table.read(path, "features", ARRAYS) as file:
+        settings = table.text(file, "config"), table.text(file, "provenance")
+        return table.load(file, "features").tolist(), table.strings(file, "keys"), settings
 
 
 # ---------------------------------------------------------------------------- writing
@@ -202,6 +248,27 @@ def test_the_digest_of_another_file_is_its_sha256(tmp_path):
     assert table.digest(tmp_path / "w.safetensors").startswith("ba7816bf8f01cfea")
 
 
+def test_a_column_is_the_same_table_as_an_array_written_at_once(tmp_path):
+    values = np.random.default_rng(0).normal(size=(1000, 7)).astype(np.float32)
+    with table.create(tmp_path / "whole.h5", "features", {}) as file:
+        table.put(file, "features", values)
+    with table.create(tmp_path / "parts.h5", "features", {}) as file:
+        column = table.Column(file, "features", values.shape, np.float32)
+        for part in np.split(values, [3, 400, 400, 999]):
+            column.append(part)
+    assert table.digest(tmp_path / "whole.h5") == table.digest(tmp_path / "parts.h5")
+    with table.read(tmp_path / "parts.h5", "features", {"features": 2}) as file:
+        assert np.array_equal(table.load(file, "features"), values)
+
+
+def test_a_column_that_was_not_filled_is_found(tmp_path):
+    with table.create(tmp_path / "t.h5", "features", {}) as file:
+        table.Column(file, "features", (40000, 3), np.float32).append(np.zeros((9, 3)))
+    with pytest.raises(DataError, match="is not all there"):
+        with table.read(tmp_path / "t.h5", "features", {"features": 2}):
+            pass
+
+
 def test_chunks_hold_whole_rows_of_about_a_mebibyte(tmp_path):
     with table.create(tmp_path / "t.h5", "features", {}) as file:
         dataset = table.add(file, "features", (5000, 1000), np.float32)
@@ -238,6 +305,38 @@ def test_a_pack_of_other_shapes_is_refused(tmp_path, pixels, fault):
 def test_a_pack_whose_keys_repeat_is_refused(tmp_path):
     path = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(3, 4), ["a", "b", "a"])
     with pytest.raises(DataError, match="1 repeated"):
+        images.read_pack(path)
+
+
+def test_a_flipped_byte_of_an_image_is_found_by_every_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "CHUNK_BYTES", 3000)  # so that there are several checksums
+    path = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(90, 10), crafted.names(90))
+    found = images.layout(path)
+    assert len(found.sums) == 9 and found.rows == 10
+    raw = bytearray(path.read_bytes())
+    raw[found.offset + 47 * 300 + 5] ^= 1
+    path.write_bytes(raw)
+    for reader in (images.read_pack, lambda path: list(images.stream(path, 7))):
+        with pytest.raises(DataError, match=f"{path} is damaged: among images 40 to 49 a byte"):
+            reader(path)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 1000])
+def test_a_stream_gives_every_image_once_with_its_key(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(table, "CHUNK_BYTES", 3000)
+    pixels = crafted.noise(95, 10)
+    path = crafted.write_pack(tmp_path / "pack.h5", pixels, crafted.names(95))
+    keys, found = zip(*images.stream(path, batch), strict=True)
+    assert np.array_equal(np.concatenate(found), pixels) and max(map(len, found)) <= batch
+    assert [key.decode() for key in np.concatenate(keys)] == crafted.names(95)
+
+
+def test_a_pack_without_checksums_is_refused(tmp_path):
+    path = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(3, 4), crafted.names(3))
+    with h5py.File(path, "r+") as file:
+        del file["images_checks"]
+        table.put_text(file, "digest", table._combined(file))
+    with pytest.raises(DataError, match="contiguously, with checksums"):
         images.read_pack(path)
 
 

@@ -47,15 +47,16 @@ def create(path: Path, format: str, config, parents: Sequence[Path] = ()) -> Ite
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w", libver=BOOKKEEPING) as file:
-            file.attrs["format"], file.attrs["version"] = format, VERSION
-            file.attrs["config"] = json.dumps(config, default=step.plain, sort_keys=True)
+            file.attrs["version"] = VERSION
+            put_text(file, "format", format)
+            put_text(file, "config", json.dumps(config, default=step.plain, sort_keys=True))
             yield file
             for name in sorted(file):
                 if "digest" not in file[name].attrs:
                     _seal(file, name)
-            file.attrs["digest"] = _combined(file)
+            put_text(file, "digest", _combined(file))
             origin = step.provenance({str(parent): digest(parent) for parent in parents})
-            file.attrs["provenance"] = json.dumps(origin)
+            put_text(file, "provenance", json.dumps(origin))
             file.attrs["complete"] = True
         with open(temporary, "rb+") as raw:
             os.fsync(raw.fileno())
@@ -113,7 +114,21 @@ class Column:
         self.hash.update(block.data)
         self.done += len(block)
         if self.done == len(self.dataset):
-            self.dataset.attrs["digest"] = self.hash.hexdigest()
+            put_text(self.dataset, "digest", self.hash.hexdigest())
+
+
+def put_text(owner: h5py.File | h5py.Dataset, name: str, value: str) -> None:
+    """Sets an attribute to a text.
+
+    A text of a fixed length stands among what HDF5 has checksums for. Its texts of any length do
+    not, and one flipped byte of them can make a reader hang.
+    """
+    owner.attrs[name] = np.bytes_(value.encode())
+
+
+def text(owner: h5py.File | h5py.Dataset, name: str) -> str:
+    """Gives an attribute that is a text, or `none`."""
+    return np.bytes_(owner.attrs.get(name, b"none")).decode("utf-8", "replace")
 
 
 def load(file: h5py.File, name: str) -> np.ndarray:
@@ -124,7 +139,7 @@ def load(file: h5py.File, name: str) -> np.ndarray:
     """
     array = file[name][...]
     found = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-    if found != file[name].attrs.get("digest"):
+    if found != text(file[name], "digest"):
         raise DataError(f"{file.filename} is damaged: {name!r} is not what was written; {REMOVE}")
     return array
 
@@ -162,7 +177,7 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
     with file:
         try:
             _check(file, path, format, arrays)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # as h5py sees damage
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
         try:
             yield file
@@ -173,7 +188,7 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
 
 
 def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> None:
-    found = file.attrs.get("format"), file.attrs.get("version")
+    found = text(file, "format"), file.attrs.get("version")
     if found != (format, VERSION):
         raise DataError(
             f"{path}: expected format {format!r} version {VERSION}, found {found[0]!r} version "
@@ -196,8 +211,8 @@ def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> 
             lengths[name] = file[name].shape[0]
     if len(set(lengths.values())) > 1:
         raise DataError(f"{path}: arrays of one table must be equally long, found {lengths}")
-    if file.attrs.get("digest") != _combined(file):
-        raise DataError(f"{path} was altered: its arrays do not fit its digest; {REMOVE}")
+    if text(file, "digest") != _combined(file):
+        raise DataError(f"{path} was altered: its content does not fit its digest; {REMOVE}")
 
 
 def _check_array(file: h5py.File, path: Path, name: str) -> None:
@@ -223,7 +238,7 @@ def digest(path: Path) -> str:
     path = Path(path)
     if path.suffix == ".h5":
         with h5py.File(path, "r") as file:
-            return str(file.attrs.get("digest", "none"))
+            return text(file, "digest")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -236,14 +251,14 @@ def block_rows(dataset: h5py.Dataset) -> int:
 def _seal(file: h5py.File, name: str) -> None:
     """Reads one array back for its digest, and for its checksums if it is to be memory-mapped."""
     dataset, total, sums = file[name], hashlib.sha256(), []
-    rows = block_rows(dataset)
+    rows, mapped = block_rows(dataset), dataset.chunks is None and dataset.nbytes > 0
     for first in range(0, dataset.shape[0], rows):
         block = np.ascontiguousarray(dataset[first : first + rows])
         total.update(block.data)
-        if dataset.chunks is None:
+        if mapped:
             sums.append(zlib.crc32(block.data))
-    dataset.attrs["digest"] = total.hexdigest()
-    if dataset.chunks is None and sums:
+    put_text(dataset, "digest", total.hexdigest())
+    if mapped:
         put(file, name + CHECKS, np.array(sums, np.uint32))
         _seal(file, name + CHECKS)
 
@@ -251,7 +266,7 @@ def _seal(file: h5py.File, name: str) -> None:
 def _combined(file: h5py.File) -> str:
     """Hashes names, types, shapes and digests of all arrays."""
     parts = ((name, file[name]) for name in sorted(file))
-    lines = (f"{name} {x.dtype} {x.shape} {x.attrs.get('digest')}\n" for name, x in parts)
+    lines = (f"{name} {x.dtype} {x.shape} {text(x, 'digest')}\n" for name, x in parts)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
