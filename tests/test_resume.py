@@ -124,7 +124,7 @@ def test_a_training_that_another_process_is_at_is_refused(tmp_path):
         text=True,
     )
     assert other.stdout.readline() == "1\n"
-    with pytest.raises(ResourceError, match=f"process {other.pid} on .* is at this training"):
+    with pytest.raises(ResourceError, match=f"process {other.pid} on .* is at this work"):
         training.train(built(tmp_path))
     other.kill()
     other.communicate()

@@ -1,7 +1,9 @@
 """Packed images and, apart from them, labels.
 
 `{split}.h5` holds `images` uint8 (N, 3, S, S), contiguous so that it is memory-mapped, and unique
-`keys`. `{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys` and `classes`.
+`keys`; with `storage: jpeg` not `images` but `data` uint8 (bytes,), JPEGs one after the other, and
+`offsets` int64 (N + 1,). `{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys` and
+`classes`.
 Pretext training, clustering and pseudo-labelling are never handed the second file.
 """
 
@@ -12,9 +14,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from kt.core import table
+from kt.core import encoded, table
 from kt.core.step import DataError
 
 SPLITS = ("train-unlabelled", "train", "test")
@@ -25,13 +28,14 @@ class Pack:
     """Images of one split, in key order.
 
     Attributes:
-        images: (N, 3, S, S) uint8, a read-only memory map.
+        images: (N, 3, S, S) uint8, a read-only memory map, or JPEGs that are decoded when rows
+            are asked for (`kt.core.encoded`).
         keys: (N,) unique names.
         ids: (N,) int64, a hash of each key: what random draws depend on.
         path: The file.
     """
 
-    images: np.ndarray
+    images: np.ndarray | encoded.Encoded
     keys: list[str]
     ids: np.ndarray
     path: Path
@@ -67,6 +71,8 @@ def read_pack(path: Path) -> Pack:
     Raises:
         DataError: The file is not a complete pack of square uint8 RGB images with unique keys.
     """
+    if _is_encoded(path):
+        return _read_encoded(path)
     with table.read(path, "images", {"images": 4, "keys": 1}) as file:
         dataset = file["images"]
         shape, offset = dataset.shape, dataset.id.get_offset()
@@ -85,6 +91,26 @@ def read_pack(path: Path) -> Pack:
         raise DataError(f"{path}: images must be stored contiguously to be memory-mapped")
     else:
         images = np.memmap(path, np.uint8, "r", offset, shape)
+    return Pack(images, keys, key_ids(keys), Path(path))
+
+
+def _is_encoded(path: Path) -> bool:
+    """Says whether a readable pack holds JPEGs; of anything else `table.read` tells the fault."""
+    try:
+        with h5py.File(path, "r") as file:
+            return "data" in file and "images" not in file
+    except OSError:
+        return False
+
+
+def _read_encoded(path: Path) -> Pack:
+    with table.read(path, "images", {"*data": 1, "*offsets": 1, "keys": 1}) as file:
+        images, keys = encoded.read(file, path), table.strings(file, "keys")
+    if len(keys) != len(images) or len(set(keys)) != len(keys):
+        raise DataError(
+            f"{path}: expected {len(images)} unique keys, found {len(keys)}, "
+            f"{len(keys) - len(set(keys))} of them repeated"
+        )
     return Pack(images, keys, key_ids(keys), Path(path))
 
 

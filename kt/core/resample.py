@@ -19,6 +19,12 @@ BITS = 22  # of the weights, as in Pillow
 SUPPORT = 2.0  # of the cubic kernel, in pixels of the smaller image
 ROWS = 32  # rows at a time, side by side in one vector
 LANES = 3 * ROWS
+# Of the compiled loop: a square of any strides, `first` and `factors`, three scratches, the result.
+SIGNATURE = numba.void(
+    numba.types.Array(numba.uint8, 3, "A", readonly=True),
+    *(numba.int64[::1], numba.int32[:, ::1]),
+    *([numba.uint8[:, ::1]] * 4),
+)
 _local = threading.local()
 
 
@@ -50,17 +56,14 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def resize(pixels: np.ndarray, top: int, left: int, edge: int, size: int) -> np.ndarray:
-    """Resizes the square of `edge` pixels at (top, left) of (H, W, 3) uint8 to (3, S, S)."""
+def resize(square: np.ndarray, size: int) -> np.ndarray:
+    """Resizes (E, E, 3) uint8 to (3, size, size) uint8."""
+    edge = len(square)
     first, factors = weights(edge, size)
     high = edge + factors.shape[1]
     out = np.empty((size, 3 * size), np.uint8)
-    _resize(
-        pixels[top : top + edge, left : left + edge],
-        *(first, factors),
-        *(_scratch("band", high, LANES), _scratch("shrunk", size, LANES)),
-        *(_scratch("middle", high, 3 * size), out),
-    )
+    band, shrunk = _scratch("band", high, LANES), _scratch("shrunk", size, LANES)
+    _resize(square, first, factors, band, shrunk, _scratch("middle", high, 3 * size), out)
     return np.ascontiguousarray(out.reshape(size, 3, size).transpose(1, 0, 2))
 
 
@@ -75,6 +78,22 @@ def _scratch(name: str, height: int, width: int) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
+def _weigh(rows, first, factors, total, out):
+    """Sums rows by weight, four at a time, and rounds to 0..255."""
+    total[:] = np.int32(1 << (BITS - 1))
+    for j in range(0, len(factors), 4):
+        p, q, r, s = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+        a, b = rows[first + j], rows[first + j + 1]
+        c, d = rows[first + j + 2], rows[first + j + 3]
+        for i in range(len(total)):
+            total[i] += (
+                p * np.int32(a[i]) + q * np.int32(b[i]) + r * np.int32(c[i]) + s * np.int32(d[i])
+            )
+    for i in range(len(total)):
+        out[i] = min(max(total[i] >> BITS, 0), 255)
+
+
+@numba.njit(SIGNATURE, nogil=True, cache=True)
 def _resize(pixels, first, factors, band, shrunk, middle, out):
     edge, size = len(pixels), len(out)
     band[edge:] = 0
@@ -97,19 +116,3 @@ def _resize(pixels, first, factors, band, shrunk, middle, out):
     total = np.empty(3 * size, np.int32)
     for y in range(size):
         _weigh(middle, first[y], factors[y], total, out[y])
-
-
-@numba.njit(nogil=True, cache=True)
-def _weigh(rows, first, factors, total, out):
-    """Sums rows by weight, four at a time, and rounds to 0..255."""
-    total[:] = np.int32(1 << (BITS - 1))
-    for j in range(0, len(factors), 4):
-        p, q, r, s = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
-        a, b = rows[first + j], rows[first + j + 1]
-        c, d = rows[first + j + 2], rows[first + j + 3]
-        for i in range(len(total)):
-            total[i] += (
-                p * np.int32(a[i]) + q * np.int32(b[i]) + r * np.int32(c[i]) + s * np.int32(d[i])
-            )
-    for i in range(len(total)):
-        out[i] = min(max(total[i] >> BITS, 0), 255)
