@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +75,16 @@ class File:
     stamp: str = ""
 
 
-def entries(files: Callable[[], Iterable[File]], max_pixels: int, where: str) -> Iterator[Entry]:
+class Plan(NamedTuple):
+    """What the names of all files say together: where the splits stand, which names come twice."""
+
+    depth: int | None
+    twice: frozenset[int]
+
+
+def entries(
+    files: Callable[[], Iterable[File]], max_pixels: int, where: str, stamp: object = None
+) -> Iterator[Entry]:
     """Gives a folder's or an archive's files as entries, by the names of its folders.
 
     With the folders `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` (below common folders, if
@@ -84,30 +94,42 @@ def entries(files: Callable[[], Iterable[File]], max_pixels: int, where: str) ->
         files: Lists the files; called twice, so that only a number for each is held.
         max_pixels: Files with more than 8 bytes for each of so many pixels are refused.
         where: The root, for errors.
+        stamp: Where it says that the files are those of the call before, they are listed once only.
 
     Raises:
         DataError: A split or a class is missing.
     """
-    folders, hashes = set(), array.array("q")
-    for file in files():
-        parts = _parts(file.name)
-        if _judge(file, parts, max_pixels) == (False, ""):
-            folders.add(parts[:-1])
-            hashes.append(hash(clean("/".join(parts))))
-    pictures = [(*folder, "picture") for folder in sorted(folders)]
-    twice = _repeated(hashes)
-    depth = _common_depth(pictures)
-    split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
-    if split_up:
-        _check_classes([parts[depth:] for parts in pictures], where)
+    key = (where, max_pixels, stamp)
+    if stamp is None or key not in _plans:
+        _plans.clear()
+        _plans[key] = _plan(files(), max_pixels, where)
+    depth, twice = _plans[key]
     seen: set[str] = set()
     for file in files():
-        entry = _entry(file, max_pixels, depth if split_up else None)
+        entry = _entry(file, max_pixels, depth)
         if entry.usable and hash(entry.key) in twice:
             if entry.key in seen:
                 entry = dataclasses.replace(entry, refused="another file of this name came before")
             seen.add(entry.key)
         yield entry
+
+
+_plans: dict[tuple, Plan] = {}  # the last one: listing a compressed archive takes long
+
+
+def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
+    folders, hashes = set(), array.array("q")
+    for file in files:
+        parts = _parts(file.name)
+        if _judge(file, parts, max_pixels) == (False, ""):
+            folders.add(parts[:-1])
+            hashes.append(hash(clean("/".join(parts))))
+    pictures = [(*folder, "picture") for folder in sorted(folders)]
+    depth = _common_depth(pictures)
+    split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
+    if split_up:
+        _check_classes([parts[depth:] for parts in pictures], where)
+    return Plan(depth if split_up else None, frozenset(_repeated(hashes)))
 
 
 def _repeated(hashes: array.array) -> set[int]:

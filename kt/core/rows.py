@@ -13,7 +13,7 @@ import numpy as np
 from kt.core import copies, encoded, table
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import MOST_LISTED
-from kt.core.shards import ARRAYS, Shards
+from kt.core.shards import ARRAYS, MOST, Shards
 
 BLOCK_BYTES = 8 << 20
 FOUND = np.dtype(
@@ -98,7 +98,7 @@ class Rows:
 
     def blocks(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Gives what follows one another in a pack, with its first row, a few MiB at a time."""
-        height = max(1, BLOCK_BYTES // (3 * self.size**2))
+        height = max(1, min(MOST, BLOCK_BYTES // (3 * self.size**2)))
         for first in range(0, len(places), height):
             yield first, [self.data(place) for place in places[first : first + height]]
 

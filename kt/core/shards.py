@@ -165,10 +165,7 @@ class Shards:
             table.put(file, "lengths", lengths)
             table.put_strings(file, "faults", [row.fault for row in rows])
             data = table.add(file, "data", (int(lengths.sum()),), np.uint8, contiguous=True)
-            at = 0
-            for row in rows:
-                data[at : at + len(row.data)] = row.data
-                at += len(row.data)
+            data[...] = np.concatenate([row.data for row in rows])
 
 
 class _Probe:

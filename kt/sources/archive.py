@@ -29,7 +29,9 @@ def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     Raises:
         DataError: It is missing or broken, or a split or class is missing.
     """
-    return tree.entries(lambda: files(_root(dataset)), dataset.max_pixels, str(dataset.path))
+    path = _root(dataset)
+    stamp = path.stat().st_mtime_ns, path.stat().st_size
+    return tree.entries(lambda: files(path), dataset.max_pixels, str(path), stamp)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:
