@@ -6,7 +6,7 @@ Writes to `--output`: `{train-unlabelled,train,test}.h5` (images), `{split}-labe
 
     python -m kt.ingest --seed 0 --output results/data/photos --dataset '{"source": "pictures",
         "path": "photos.zip", "size": 64, "unlabelled": null, "labelled": null, "test": null,
-        "max_bad_fraction": 0.01, "max_pixels": 100000000, "near_copies": 0.2,
+        "max_bad_fraction": 0.01, "max_pixels": 100000000, "near_copies": 0.25,
         "storage": "pixels"}'
 """
 
