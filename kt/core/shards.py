@@ -131,6 +131,9 @@ class Shards:
         names = np.ascontiguousarray(columns[["name", "stamp"]]).tobytes()
         settings = {name: getattr(self.dataset, name) for name in ("size", "max_pixels", "storage")}
         settings["prints"] = self.dataset.near_copies is not None
+        path = Path(self.dataset.path or "")
+        if path.is_file():  # a source may give its pictures no stamps
+            settings["file"] = [path.stat().st_size, path.stat().st_mtime_ns]
         return {"pictures": hashlib.sha256(names).hexdigest(), "made": MADE, **settings}
 
     def _is_whole(self, number: int) -> bool:
