@@ -58,6 +58,13 @@ class Dataset(Settings):
         Fraction, Field(description="share of unreadable files to tolerate")
     ]
     max_pixels: Annotated[int, Field(ge=1024, description="larger images are refused unopened")]
+    near_copies: Annotated[
+        Fraction | None,
+        Field(description="copies of test images differ by less of the contrast; null: exact only"),
+    ]
+    storage: Annotated[
+        Literal["pixels", "jpeg"], Field(description="of the packs; jpeg for more than the memory")
+    ]
 
 
 class Use(Settings):

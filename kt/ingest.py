@@ -1,35 +1,41 @@
 """Packs one data set: pictures of any source to square uint8 arrays, labels apart from them.
 
 Writes to `--output`: `{train-unlabelled,train,test}.h5` (images), `{split}-labels.h5` (labels) and
-`report.json`; a split that the source lacks has no rows. By hand:
+`report.json`; a split that the source lacks has no rows. What is decoded is kept in shards in
+`--state` until the packs stand, so that a run that was stopped goes on behind them. By hand:
 
     python -m kt.ingest --seed 0 --output results/data/photos --dataset '{"source": "pictures",
         "path": "photos.zip", "size": 64, "unlabelled": null, "labelled": null, "test": null,
-        "max_bad_fraction": 0.01, "max_pixels": 100000000}'
+        "max_bad_fraction": 0.01, "max_pixels": 100000000, "near_copies": 0.25,
+        "storage": "pixels"}'
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import contextlib
 import os
 import shutil
-import tempfile
 import time
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from kt import config
-from kt.core import step, table
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN, Entry
+from kt.core import jpeg, lock, step, table
+from kt.core import listing as listings
+from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.listing import Listing
 from kt.core.rows import Rows
+from kt.core.shards import Shards
 from kt.core.step import DataError, ResourceError, log
 
 FEWEST = 10  # images to learn from without labels
 MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
+JPEG_BYTES = 1.5  # a pixel, for the estimate of the space
+SAMPLE = 10_000  # images of an encoded pool whose mean and deviation are taken
 
 
 def add_arguments(parser) -> None:
@@ -39,113 +45,146 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the packed data set")
     parser.add_argument("--seed", type=int, required=True, help="of the draws of subsets")
+    parser.add_argument("--state", type=Path, help="folder of the shards; a killed run goes on")
 
 
 def run(arguments) -> None:
     """Lists, chooses, decodes, compares, writes; all files take their places at the end."""
     dataset, output = arguments.dataset, arguments.output.resolve()
     source = config.plugin("sources", dataset.source)
-    listed = list(source.entries(dataset))
-    rows = Rows(choose([entry for entry in listed if entry.usable], dataset, arguments.seed))
-    others = [entry for entry in listed if not entry.usable]
-    _check_numbers(Counter(rows.splits.tolist()), dataset, others)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(output.parent, len(rows.entries), dataset.size)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        scratch = Path(folder) / "scratch"
-        rows.decode(source, dataset, scratch, arguments.threads or os.cpu_count() or 1)
+    with _workplace(output, arguments.state) as (folder, state):
+        listed = listings.create(source.entries(dataset), folder, arguments.seed)
+        splits = choose(listed.columns["split"], listed.columns["rank"], dataset)
+        chosen = np.flatnonzero(splits >= 0)
+        splits = splits[chosen]
+        _check_numbers(_counts(splits), dataset, listed)
+        shards = Shards(state, listed, chosen, dataset)
+        _check_space(folder, state, len(chosen), dataset)
+        shards.decode(source, arguments.threads or os.cpu_count() or 1)
+        rows = Rows(shards, splits, folder / "rows")
         _check_faults(rows, dataset)
-        left_out = rows.leave_out_copies()
-        _check_numbers({split: len(rows.of(split)) for split in SPLITS}, dataset, others)
+        left_out = rows.leave_out_copies(dataset.near_copies)
+        _check_numbers({split: len(rows.of(split)) for split in SPLITS}, dataset, listed)
         settings = {"dataset": dataset, "seed": arguments.seed}
-        histogram = _write_tables(rows, scratch, Path(folder), dataset.size, settings)
+        packs = folder / "packs"
+        histogram = _write_tables(rows, packs, settings)
         report = {
             "dataset": dataset.model_dump(),
-            **rows.describe(others, dataset.size),
+            **rows.describe(),
             **left_out,
             **_normalisation(histogram),
             "origin": source.origin(dataset),
-            "defaults": _defaults(dataset.size),
+            "defaults": _defaults(dataset),
             "seconds": round(time.time() - step.start_time(), 3),
         }
-        step.write_json(Path(folder) / "report.json", report)
-        _publish(Path(folder), output)
+        step.write_json(packs / "report.json", report)
+        _publish(packs, output)
+        shutil.rmtree(state)
     log.info("%s", _summary(report))
+
+
+@contextlib.contextmanager
+def _workplace(output: Path, state: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Gives a folder beside the output and that of the shards, both for this process alone.
+
+    The first is always the same, so that the next run takes away what a killed one left there.
+    """
+    folder = output.with_name(f".{output.name}.ingest")
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    own = lock.claim(folder)
+    other = lock.claim(state) if state else None
+    state = state or folder / "shards"
+    state.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "packs", ignore_errors=True)
+    for half in [*folder.glob(".*.tmp"), *state.glob(".*.tmp")]:
+        half.unlink(missing_ok=True)
+    try:
+        yield folder, state
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: something was made
+            for parent in missing:
+                parent.rmdir()
+        for file in filter(None, (own, other)):
+            file.close()
 
 
 # ---------------------------------------------------------------------------- choosing
 
 
-def choose(found: list[Entry], dataset: config.Dataset, seed: int) -> list[Entry]:
+def choose(splits: np.ndarray, rank: np.ndarray, dataset: config.Dataset) -> np.ndarray:
     """Draws each split's share; a missing pool is drawn from train.
 
-    The order of the draw is that of a hash of seed and key, so that it depends on nothing else.
+    Args:
+        splits: (N,) number of the split of each entry.
+        rank: (N,) place in the draw.
+        dataset: Its limits.
 
     Returns:
-        The chosen entries in order of split and key.
+        (N,) int8, the number of the split that an entry is chosen for, else -1.
     """
-
-    def rank(entry: Entry) -> bytes:
-        return hashlib.blake2b(f"{seed} {entry.key}".encode(), digest_size=16).digest()
-
-    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for entry in sorted(found, key=rank):
-        splits[entry.split].append(entry)
-    if not splits[POOL] and splits[TRAIN]:
-        splits[POOL], splits[TRAIN] = _divide(splits[TRAIN], dataset)
-    limits = {POOL: dataset.unlabelled, TRAIN: dataset.labelled, TEST: dataset.test}
-    return [
-        entry
-        for split in SPLITS
-        for entry in sorted(splits[split][: limits[split]], key=lambda entry: entry.key)
-    ]
+    order = np.argsort(rank, kind="stable")
+    ranked = [order[splits[order] == number] for number in range(len(SPLITS))]
+    pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
+    if not len(ranked[pool]):
+        number = _share(len(ranked[train]), dataset)
+        ranked[pool], ranked[train] = ranked[train][:number], ranked[train][number:]
+    limits = (dataset.unlabelled, dataset.labelled, dataset.test)
+    chosen = np.full(len(splits), -1, np.int8)
+    for number, limit in enumerate(limits):
+        chosen[ranked[number][:limit]] = number
+    return chosen
 
 
-def _divide(train: list[Entry], dataset: config.Dataset) -> tuple[list[Entry], list[Entry]]:
-    """Splits train into a pool without labels and the rest.
+def _share(train: int, dataset: config.Dataset) -> int:
+    """Says how many of train are the pool, without labels.
 
-    Half and half where nothing is said, or where too few would keep their labels.
+    Half where nothing is said, or where too few would keep their labels.
     """
     number = dataset.unlabelled
     if number is None:
         labelled = dataset.labelled
-        number = len(train) // 2 if labelled is None else max(0, len(train) - labelled)
-    if number > MOST_OF_TRAIN * len(train):  # `unlabelled` is a limit, the labels are needed, too
-        number = len(train) // 2
-    pool = [dataclasses.replace(entry, split=POOL) for entry in train[:number]]
-    return pool, train[number:]
+        number = train // 2 if labelled is None else max(0, train - labelled)
+    if number > MOST_OF_TRAIN * train:  # `unlabelled` is a limit, the labels are needed, too
+        number = train // 2
+    return number
 
 
-def _check_numbers(counts, dataset: config.Dataset, others: list[Entry]) -> None:
-    if counts.get(POOL, 0) < FEWEST:
-        ignored = sum(entry.ignored for entry in others)
-        refused = [f"{entry.key!r} ({entry.refused})" for entry in others if not entry.ignored]
-        shown = "".join(f"\n  {line}" for line in refused[:5])
+def _counts(splits: np.ndarray) -> dict[str, int]:
+    return {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
+
+
+def _check_numbers(counts: dict[str, int], dataset: config.Dataset, listed: Listing) -> None:
+    if counts[POOL] < FEWEST:
+        shown = "".join(f"\n  {key!r} ({reason})" for key, reason in listed.refused[:5])
         raise DataError(
             f"{dataset.source} {dataset.path or ''}: expected at least {FEWEST} images to learn "
-            f"from without labels, found {counts.get(POOL, 0)}; {ignored} other files are no "
-            f"pictures, {len(refused)} were refused{shown}"
+            f"from without labels, found {counts[POOL]}; {listed.ignored} other files are no "
+            f"pictures, {listed.num_refused} were refused{shown}"
         )
     for split, other in ((TRAIN, TEST), (TEST, TRAIN)):
-        if counts.get(other) and not counts.get(split):
+        if counts[other] and not counts[split]:
             raise DataError(
                 f"{dataset.path}: {other} has images, but none of {split} could be used"
             )
 
 
-def _check_space(folder: Path, number: int, size: int) -> None:
-    needed = 2 * number * 3 * size * size  # the scratch file and the tables
+def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset) -> None:
+    """Compares what shards and packs will take with what is free; shards that are there count."""
+    row = dataset.size**2 * (3 if dataset.storage == "pixels" else JPEG_BYTES)
+    there = sum(path.stat().st_size for path in state.glob("shard-*.h5"))
+    needed = int(2 * number * row) - there
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(f"{folder}: {needed} bytes are needed for a while, {free} are free")
 
 
 def _check_faults(rows: Rows, dataset: config.Dataset) -> None:
-    bad = [row for row, fault in enumerate(rows.faults) if fault]
-    if len(bad) > dataset.max_bad_fraction * len(rows.entries):
-        shown = "".join(f"\n  {rows.entries[row].key!r}: {rows.faults[row]}" for row in bad[:5])
+    if len(rows.faults) > dataset.max_bad_fraction * len(rows.splits):
+        bad = sorted((rows.keys([place])[0], why) for place, why in rows.faults.items())
+        shown = "".join(f"\n  {key!r}: {why}" for key, why in bad[:5])
         raise DataError(
-            f"{len(bad)} of {len(rows.entries)} chosen files are bad, more than the tolerated "
+            f"{len(bad)} of {len(rows.splits)} chosen files are bad, more than the tolerated "
             f"share max_bad_fraction = {dataset.max_bad_fraction}; mend or remove them:{shown}"
         )
 
@@ -153,31 +192,64 @@ def _check_faults(rows: Rows, dataset: config.Dataset) -> None:
 # ---------------------------------------------------------------------------- writing
 
 
-def _write_tables(rows: Rows, scratch: Path, folder: Path, size: int, settings) -> np.ndarray:
+def _write_tables(rows: Rows, folder: Path, settings) -> np.ndarray:
     """Writes images and labels of all splits; gives the pool's histogram (3, 256) int64.
 
     Folders of the pool are classes only where train has a class of that name: without train they
     are just folders.
     """
-    known = {entry.class_name for entry in rows.entries if entry.split != POOL} - {None}
-    histogram = np.zeros((3, 256), np.int64)
+    labels = rows.listing.columns["label"][rows.chosen]
+    names = rows.listing.classes
+    known = np.unique(labels[(rows.splits != SPLITS.index(POOL)) & (labels >= 0)])
+    classes = sorted(names[label] for label in known)
+    index = {name: number for number, name in enumerate(classes)}
+    to_class = np.array([*(index.get(name, -1) for name in names), -1], np.int64)  # -1 is the last
     for split in SPLITS:
-        classes = sorted(known)
-        index = {name: number for number, name in enumerate(classes)}
         picked = rows.of(split)
-        keys = [rows.entries[row].key for row in picked]
-        labels = [index.get(rows.entries[row].class_name, -1) for row in picked]
         with table.create(folder / f"{split}.h5", "images", settings) as file:
-            table.put_strings(file, "keys", keys)
-            images = table.add(file, "images", (len(picked), 3, size, size), np.uint8, True)
-            for first, block in rows.blocks(scratch, picked, size):
-                images[first : first + len(block)] = block
-                if split == POOL:
-                    histogram += _histogram(block)
+            _put_keys(file, rows, picked)
+            found = _put_images(file, rows, picked)
+        if split == POOL:
+            histogram = found
         with table.create(folder / f"{split}-labels.h5", "labels", settings) as file:
-            table.put_strings(file, "keys", keys)
-            table.put(file, "labels", np.array(labels, np.int64))
+            _put_keys(file, rows, picked)
+            table.put(file, "labels", to_class[labels[picked]])
             table.put_strings(file, "classes", classes)
+    return histogram
+
+
+def _put_keys(file: h5py.File, rows: Rows, picked: np.ndarray) -> None:
+    """Adds `keys`, some thousand at a time: strings take much memory."""
+
+    def parts():
+        for first in range(0, len(picked), listings.BLOCK):
+            yield [key.encode() for key in rows.keys(picked[first : first + listings.BLOCK])]
+
+    width = max((len(key) for part in parts() for key in part), default=1)
+    keys = table.Column(file, "keys", (len(picked),), h5py.string_dtype("utf-8", width))
+    for part in parts():
+        keys.append(np.array(part, keys.dataset.dtype))
+
+
+def _put_images(file: h5py.File, rows: Rows, picked: np.ndarray) -> np.ndarray:
+    """Adds `images`, or JPEGs as `data` and `offsets`; gives the histogram (3, 256) int64."""
+    size = rows.size
+    histogram = np.zeros((3, 256), np.int64)
+    if rows.shards.dataset.storage == "pixels":
+        images = table.add(file, "images", (len(picked), 3, size, size), np.uint8, True)
+        for first, block in rows.blocks(picked):
+            pixels = np.stack(block).reshape(-1, 3, size, size)
+            images[first : first + len(block)] = pixels
+            histogram += _histogram(pixels)
+        return histogram
+    offsets = np.cumsum([0, *rows.found["length"][picked]], dtype=np.int64)
+    table.put(file, "offsets", offsets)
+    file.attrs["size"] = size
+    data = table.add(file, "data", (int(offsets[-1]),), np.uint8, True)
+    for first, block in rows.blocks(picked):
+        data[offsets[first] : offsets[first + len(block)]] = np.concatenate(block)
+    for place in picked[:: -(-len(picked) // SAMPLE) or 1]:
+        histogram += _histogram(rows.pixels(place)[None])
     return histogram
 
 
@@ -209,19 +281,24 @@ def _normalisation(histogram: np.ndarray) -> dict[str, list[float]]:
     return {"mean": mean.round(6).tolist(), "std": np.sqrt(variance).round(6).tolist()}
 
 
-def _defaults(size: int) -> str:
+def _defaults(dataset: config.Dataset) -> str:
+    size, near = dataset.size, dataset.near_copies
+    stored = f" Kept as JPEG of quality {jpeg.QUALITY}." if dataset.storage == "jpeg" else ""
+    looked = "with equal pixels" if near is None else f"that differ by at most {near:g} of contrast"
     return (
         "Each picture was turned upright, made RGB, cut to its centre square and resized to "
-        f"{size} x {size} pixels with antialiasing (bicubic); smaller ones were enlarged."
+        f"{size} x {size} pixels with antialiasing (bicubic); smaller ones were enlarged.{stored} "
+        f"Left out as copies of test images: pictures {looked}."
     )
 
 
 def _summary(report: dict[str, Any]) -> str:
     counts = ", ".join(f"{split} {found['images']}" for split, found in report["splits"].items())
     out = report["left_out_of_pool"] + report["left_out_of_train"]
+    near = report["near_copies_in_pool"] + report["near_copies_in_train"]
     return (
         f"images: {counts}; rejected {report['rejected_total']}, left out as copies of test images "
-        f"{out}, ignored {report['ignored']}"
+        f"{out} ({near} of them near copies), ignored {report['ignored']}"
     )
 
 

@@ -133,14 +133,17 @@ def build_task(plugin: config.Plugin, context):
 
 def pool_context(pack, data_report: Path, seed: int, labels=None, num_classes: int = 0):
     """Gives what a task is built with, for a pack and the channel statistics of its data set."""
+    import numpy as np
     import torch
 
+    from kt.core.order import BLOCK
     from kt.core.task import Context
 
     report = step.read_json(data_report)
     mean, std = (torch.tensor(report[key], dtype=torch.float32) for key in ("mean", "std"))
     ids = torch.from_numpy(pack.ids)
-    return Context(pack.size, ids, mean, std.clamp(min=1e-3), seed, labels, num_classes)
+    block = 0 if isinstance(pack.images, np.ndarray) else BLOCK
+    return Context(pack.size, ids, mean, std.clamp(min=1e-3), seed, labels, num_classes, block)
 
 
 def progress_name(arguments: argparse.Namespace) -> str:
@@ -182,7 +185,8 @@ def solved_puzzles(job) -> dict:
         index = job.train[:EXAMPLES]
     where = next(job.network.parameters()).device
     plan = task.plan(index, -1)
-    images = torch.from_numpy(job.pack.images[plan["rows"].numpy()])
+    rows = plan["rows"]
+    images = torch.from_numpy(job.pack.images[rows.flatten().numpy()]).unflatten(0, rows.shape)
     tiles = task.tiles(images, plan)
     with torch.no_grad():
         views, labels = delivery.load_batch(task, job.pack, index, -1, where)

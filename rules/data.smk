@@ -23,13 +23,17 @@ rule ingest:
         folder="results/data/{dataset}",
         dataset=lambda w: dumps(SETTINGS.datasets[w.dataset]),
         seed=SETTINGS.seed,
-        stage_version=1,
+        state=lambda w: plan.state(
+            f"ingest-{w.dataset}", SETTINGS.seed, dumps(SETTINGS.datasets[w.dataset])
+        ),
+        stage_version=2,
     message:
         "ingest {wildcards.dataset}"
     shell:
         "python -m kt.ingest"
         " --dataset {params.dataset:q}"
         " --seed {params.seed:q}"
+        " --state {params.state:q}"
         " --output {params.folder:q}"
         " --threads {threads}"
         " --log {log:q}"

@@ -132,13 +132,8 @@ def test_a_wide_picture_gives_its_centre_square():
     wide[:, 20:40] = 255
     assert pixels(encoded(wide), 20).min() == 255
     for turned in (wide, wide.transpose(1, 0, 2)):
-        # Exactly what resizing the whole picture first would give, border included.
-        resized = Image.fromarray(turned).resize(
-            (turned.shape[1] // 2, turned.shape[0] // 2), Image.Resampling.BICUBIC
-        )
-        left, top = (resized.width - 10) // 2, (resized.height - 10) // 2
-        expected = np.asarray(resized.crop((left, top, left + 10, top + 10)))
-        assert np.array_equal(pixels(encoded(turned), 10), expected.transpose(2, 0, 1))
+        # Nothing from outside of the square comes in at its border.
+        assert pixels(encoded(turned), 10).min() == 255
 
 
 def test_shrinking_averages_and_does_not_skip_pixels():

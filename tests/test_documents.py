@@ -192,7 +192,7 @@ def test_the_source_of_the_howto_is_packed_with_its_labels(plugins, tmp_path):
     values = yaml.safe_load(BLOCKS["arrays.yaml"])["datasets"]["mine"]
     dataset = config.Dataset(**(values | {"path": str(tmp_path / "mine.npz")}))
     folder = tmp_path / "packed"
-    ingest.run(argparse.Namespace(dataset=dataset, output=folder, seed=0, threads=1))
+    ingest.run(argparse.Namespace(dataset=dataset, output=folder, seed=0, state=None, threads=1))
     data = evaluate.read_data(folder)
     assert (len(data.pool), len(data.train.pack), len(data.test.pack)) == (18, 18, 6)
     kept = [int(key.rsplit("/", 1)[1]) for key in data.train.pack.keys]

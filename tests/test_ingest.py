@@ -23,13 +23,15 @@ DEFAULTS = {
     "test": None,
     "max_bad_fraction": 0.0,
     "max_pixels": 1_000_000,
+    "near_copies": None,
+    "storage": "pixels",
 }
 
 
-def pack(path, output, seed=0, **changes) -> dict:
+def pack(path, output, seed=0, state=None, **changes) -> dict:
     """Runs the step in this process and gives its report."""
     dataset = config.Dataset(**(DEFAULTS | {"path": str(path)} | changes))
-    ingest.run(SimpleNamespace(dataset=dataset, output=output, seed=seed, threads=2))
+    ingest.run(SimpleNamespace(dataset=dataset, output=output, seed=seed, state=state, threads=2))
     return json.loads((output / "report.json").read_text())
 
 
@@ -80,7 +82,7 @@ def test_pictures_hold_nothing_of_their_labels(root, out):
     pack(root, out)
     for split in SPLITS:
         with table.read(out / f"{split}.h5", "images", {"images": 4, "keys": 1}) as file:
-            assert sorted(file) == ["images", "keys"]
+            assert sorted(file) == ["images", "images_checks", "keys"]
 
 
 def test_without_labelled_splits_they_have_no_rows(tmp_path, out):

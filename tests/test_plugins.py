@@ -242,7 +242,7 @@ def test_a_source_offers_entries_and_their_origin(name):
 def dataset(name, path) -> config.Dataset:
     values = {"source": name, "path": str(path), "size": 16, "max_bad_fraction": 0.0}
     counts = dict.fromkeys(("unlabelled", "labelled", "test"))
-    return config.Dataset(**values, **counts, max_pixels=10_000)
+    return config.Dataset(**values, **counts, max_pixels=10_000, near_copies=None, storage="pixels")
 
 
 @of("sources")

@@ -193,8 +193,8 @@ def test_with_every_state_broken_the_training_starts_anew(tmp_path, uninterrupte
 
 def test_a_training_that_another_process_is_at_is_refused(tmp_path):
     code = (
-        "import pathlib, sys; from kt.core import resume; "
-        "file = resume.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+        "import pathlib, sys; from kt.core import lock; "
+        "file = lock.claim(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path],
@@ -203,7 +203,7 @@ def test_a_training_that_another_process_is_at_is_refused(tmp_path):
         text=True,
     )
     assert other.stdout.readline() == "1\n"
-    with pytest.raises(ResourceError, match=f"process {other.pid} on .* is at this training"):
+    with pytest.raises(ResourceError, match=f"process {other.pid} on .* is at this work"):
         training.train(built(tmp_path))
     other.kill()
     other.communicate()

@@ -23,6 +23,7 @@ PNG = encoded(picture(0, 0))
 def dataset(source: str, path, **changes) -> config.Dataset:
     values = {"source": source, "path": path and str(path), "size": 16, "unlabelled": None}
     values |= {"labelled": None, "test": None, "max_bad_fraction": 0.0, "max_pixels": 10_000}
+    values |= {"near_copies": None, "storage": "pixels"}
     return config.Dataset(**(values | changes))
 
 

@@ -6,11 +6,13 @@ the images are gathered into pinned memory, copied without waiting, and the view
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,6 +100,11 @@ def _part(plan: Plan, first: int, number: int) -> Plan:
 
 def _fetch(task: Task, pack: Pack, plan: Plan, where: torch.device) -> tuple[Tensor, Plan]:
     """Does all that a thread can do: views for a CPU, else gathered images."""
+    if not isinstance(pack.images, np.ndarray):  # JPEGs: decoded for this batch alone
+        rows = plan["rows"]
+        decoded = pack.images[rows.flatten().numpy()]
+        pack = dataclasses.replace(pack, images=decoded)
+        plan = plan | {"rows": torch.arange(rows.numel()).view(rows.shape)}
     if where.type == "cpu":
         return task.fill(pack.images, plan), plan
     return _gathered(pack, plan, pin=where.type == "cuda")

@@ -6,10 +6,12 @@ a mapping for the data report that says where the pictures came from.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,8 @@ class Entry:
         class_name: None where unknown.
         read: Gives the bytes of an image file, or pixels (H, W) or (H, W, 3) uint8; valid only
             until the iterator moves on; raises OSError where it cannot.
+        stamp: Changes with the file's content, such as its size and time; empty where the content
+            has its own digest.
         refused: Why the file is not read, for the data report; empty for pictures.
         ignored: It is no picture at all (hidden, another suffix) and is only counted.
     """
@@ -44,6 +48,7 @@ class Entry:
     read: Callable[[], bytes | np.ndarray]
     refused: str = ""
     ignored: bool = False
+    stamp: str = ""
 
     @property
     def usable(self) -> bool:
@@ -60,41 +65,77 @@ class File:
         size: Bytes.
         read: Gives its bytes.
         refused: Why it must not be read, such as a link; else empty.
+        stamp: Changes with its content.
     """
 
     name: str
     size: int
     read: Callable[[], bytes]
     refused: str = ""
+    stamp: str = ""
 
 
-def entries(files: Callable[[], Iterable[File]], max_pixels: int, where: str) -> Iterator[Entry]:
+class Plan(NamedTuple):
+    """What the names of all files say together: where the splits stand, which names come twice."""
+
+    depth: int | None
+    twice: frozenset[int]
+
+
+def entries(
+    files: Callable[[], Iterable[File]], max_pixels: int, where: str, stamp: object = None
+) -> Iterator[Entry]:
     """Gives a folder's or an archive's files as entries, by the names of its folders.
 
     With the folders `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` (below common folders, if
     any) the splits are those; without any of them all pictures are `train-unlabelled`.
 
     Args:
-        files: Lists the files; called twice, so that nothing but names is held.
+        files: Lists the files; called twice, so that only a number for each is held.
         max_pixels: Files with more than 8 bytes for each of so many pixels are refused.
         where: The root, for errors.
+        stamp: Where it says that the files are those of the call before, they are listed once only.
 
     Raises:
         DataError: A split or a class is missing.
     """
-    named = ((file, _parts(file.name)) for file in files())
-    pictures = [parts for file, parts in named if _judge(file, parts, max_pixels) == (False, "")]
+    key = (where, max_pixels, stamp)
+    if stamp is None or key not in _plans:
+        _plans.clear()
+        _plans[key] = _plan(files(), max_pixels, where)
+    depth, twice = _plans[key]
+    seen: set[str] = set()
+    for file in files():
+        entry = _entry(file, max_pixels, depth)
+        if entry.usable and hash(entry.key) in twice:
+            if entry.key in seen:
+                entry = dataclasses.replace(entry, refused="another file of this name came before")
+            seen.add(entry.key)
+        yield entry
+
+
+_plans: dict[tuple, Plan] = {}  # the last one: listing a compressed archive takes long
+
+
+def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
+    folders, hashes = set(), array.array("q")
+    for file in files:
+        parts = _parts(file.name)
+        if _judge(file, parts, max_pixels) == (False, ""):
+            folders.add(parts[:-1])
+            hashes.append(hash(clean("/".join(parts))))
+    pictures = [(*folder, "picture") for folder in sorted(folders)]
     depth = _common_depth(pictures)
     split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
     if split_up:
         _check_classes([parts[depth:] for parts in pictures], where)
-    seen: set[str] = set()
-    for file in files():
-        entry = _entry(file, max_pixels, depth if split_up else None)
-        if entry.usable and entry.key in seen:
-            entry = dataclasses.replace(entry, refused="another file of this name came before")
-        seen.add(entry.key)
-        yield entry
+    return Plan(depth if split_up else None, frozenset(_repeated(hashes)))
+
+
+def _repeated(hashes: array.array) -> set[int]:
+    """Gives the numbers that stand there more than once."""
+    ordered = np.sort(np.frombuffer(hashes, np.int64)) if hashes else np.empty(0, np.int64)
+    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def clean(name: str) -> str:
@@ -110,14 +151,14 @@ def _entry(file: File, max_pixels: int, depth: int | None) -> Entry:
     if ignored or refused:
         return Entry(POOL, clean(file.name), None, file.read, refused, ignored)
     if depth is None:
-        return Entry(POOL, key, None, file.read)
+        return Entry(POOL, key, None, file.read, stamp=file.stamp)
     split, *inner = parts[depth:]
     if split not in SPLITS:
         return Entry(POOL, key, None, file.read, ignored=True)
     if len(inner) > 1:
-        return Entry(split, key, clean(inner[0]), file.read)
+        return Entry(split, key, clean(inner[0]), file.read, stamp=file.stamp)
     fault = "" if split == POOL else f"stands in {split}/ without the folder of a class"
-    return Entry(split, key, None, file.read, refused=fault)
+    return Entry(split, key, None, file.read, fault, stamp=file.stamp)
 
 
 def _parts(name: str) -> tuple[str, ...]:

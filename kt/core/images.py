@@ -1,8 +1,9 @@
 """Packed images and, apart from them, labels.
 
-`{split}.h5` holds `images` uint8 (N, 3, S, S), contiguous so that it is memory-mapped, a checksum
-for every MiB of them, and unique `keys`. Each reader checks all images once (see `kt.core.table`).
-`{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys` and `classes`.
+`{split}.h5` holds `images` uint8 (N, 3, S, S), contiguous so that it is memory-mapped, and unique
+`keys`; with `storage: jpeg` not `images` but `data` uint8 (bytes,), JPEGs one after the other, and
+`offsets` int64 (N + 1,). For every MiB there is a checksum, and each reader checks all once (see
+`kt.core.table`). `{split}-labels.h5` holds `labels` int64 (N,), -1 for unknown, `keys`, `classes`.
 Pretext training, clustering and pseudo-labelling are never handed the second file.
 """
 
@@ -14,9 +15,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from kt.core import blocks, table
+from kt.core import blocks, encoded, table
 from kt.core.step import DataError
 
 SPLITS = ("train-unlabelled", "train", "test")
@@ -27,13 +29,14 @@ class Pack:
     """Images of one split, in key order.
 
     Attributes:
-        images: (N, 3, S, S) uint8, a read-only memory map.
+        images: (N, 3, S, S) uint8, a read-only memory map, or JPEGs that are decoded when rows
+            are asked for (`kt.core.encoded`).
         keys: (N,) unique names.
         ids: (N,) int64, a hash of each key: what random draws depend on.
         path: The file.
     """
 
-    images: np.ndarray
+    images: np.ndarray | encoded.Encoded
     keys: list[str]
     ids: np.ndarray
     path: Path
@@ -91,6 +94,9 @@ def layout(path: Path) -> Layout:
     Raises:
         DataError: The file is not a complete pack of square uint8 RGB images.
     """
+    if _is_encoded(path):
+        found, keys = _read_encoded(path)
+        return Layout(found.shape, 0, np.zeros(0, np.uint32), 1, keys.dtype)
     with table.read(path, "images", ARRAYS) as file:
         dataset, offset = file["images"], file["images"].id.get_offset()
         shape = dataset.shape
@@ -112,19 +118,22 @@ def read_pack(path: Path) -> Pack:
     Raises:
         DataError: The file is not a complete pack of square uint8 RGB images with unique keys.
     """
-    found = layout(path)
-    for _ in _checked(path, found, 1):
-        pass
-    with table.read(path, "images", ARRAYS) as file:
-        keys = table.strings(file, "keys")
+    if _is_encoded(path):
+        images, names = _read_encoded(path)
+        keys = [name.decode() for name in names.tolist()]
+    else:
+        found = layout(path)
+        for _ in _checked(path, found, 1):
+            pass
+        with table.read(path, "images", ARRAYS) as file:
+            keys = table.strings(file, "keys")
+        images = np.zeros(found.shape, np.uint8)
+        if len(keys):
+            images = np.memmap(path, np.uint8, "r", found.offset, found.shape)
     if len(set(keys)) != len(keys):
         raise DataError(
             f"{path}: expected unique keys, found {len(keys) - len(set(keys))} repeated"
         )
-    if len(keys):
-        images = np.memmap(path, np.uint8, "r", found.offset, found.shape)
-    else:
-        images = np.zeros(found.shape, np.uint8)
     return Pack(images, keys, key_ids(keys), Path(path))
 
 
@@ -141,6 +150,11 @@ def stream(path: Path, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     Raises:
         DataError: As `read_pack` does, but for keys that are repeated.
     """
+    if _is_encoded(path):
+        images, keys = _read_encoded(path)
+        for first in range(0, len(keys), batch):
+            yield keys[first : first + batch], images[first : first + batch]
+        return
     found = layout(path)
     with table.read(path, "images", ARRAYS) as file:
         keys = file["keys"]
@@ -170,6 +184,25 @@ def _checked(path: Path, found: Layout, least: int) -> Iterator[tuple[int, np.nd
                         f"written; {table.REMOVE}"
                     )
             yield first, images
+
+
+def _is_encoded(path: Path) -> bool:
+    """Says whether a readable pack holds JPEGs; of anything else `table.read` tells the fault."""
+    try:
+        with h5py.File(path, "r") as file:
+            return "data" in file and "images" not in file
+    except OSError:
+        return False
+
+
+def _read_encoded(path: Path) -> tuple[encoded.Encoded, np.ndarray]:
+    """Opens a pack of JPEGs after a look at every byte; gives its images and keys (N,) bytes."""
+    with table.read(path, "images", {"*data": 1, "*offsets": 1, "keys": 1}) as file:
+        table.verify(file, "data")
+        found, keys = encoded.read(file, path), table.load(file, "keys")
+    if len(keys) != len(found):
+        raise DataError(f"{path}: expected {len(found)} keys, found {len(keys)}; {table.REMOVE}")
+    return found, keys
 
 
 def read_labels(path: Path) -> Labels:

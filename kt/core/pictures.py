@@ -86,10 +86,10 @@ def read_puzzles(path: Path, number: int = 8) -> Puzzles | None:
             return None
     arrays = {"tiles": 5, "labels": 1, "predicted": 1, "replaced": 2, "*permutations": 2}
     with table.read(path, "puzzles", arrays) as file:
-        labels, predicted = file["labels"][...], file["predicted"][...]
-        permutations = file["permutations"][...].astype(np.int64)
+        labels, predicted = table.load(file, "labels"), table.load(file, "predicted")
+        permutations = table.load(file, "permutations").astype(np.int64)
         tiles, replaced = file["tiles"][:number], file["replaced"][:number]
-        config = json.loads(file.attrs["config"])
+        config = json.loads(table.text(file, "config"))
     known = range(len(permutations))
     if not set(labels.tolist()) | set(predicted.tolist()) <= set(known):
         raise DataError(f"{path}: expected labels 0..{len(known) - 1}, found others; run it again")
@@ -140,7 +140,7 @@ def describe_clusters(path: Path) -> dict[str, Any]:
         `teacher, layer, k`, and the numbers `images`, `left_out` and `found`, of clusters in use.
     """
     with table.read(path, "pseudo_labels", {"labels": 1}) as file:
-        labels, config = file["labels"][...], json.loads(file.attrs["config"])
+        labels, config = table.load(file, "labels"), json.loads(table.text(file, "config"))
     return {
         **{name: config.get(name) for name in ("teacher", "layer", "k")},
         "found": len(np.unique(labels[labels >= 0])),
@@ -194,9 +194,9 @@ def _assigned(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Reads clusters (N,), distances (N,) and keys of the images that were not left out."""
     arrays = {"clusters": 1, "distances": 1, "labels": 1, "keys": 1}
     with table.read(path, "pseudo_labels", arrays) as file:
-        kept = file["labels"][...] >= 0
+        kept = table.load(file, "labels") >= 0
         keys = [key for key, keep in zip(table.strings(file, "keys"), kept, strict=True) if keep]
-        return file["clusters"][...][kept], file["distances"][...][kept], keys
+        return table.load(file, "clusters")[kept], table.load(file, "distances")[kept], keys
 
 
 def interesting(sizes: np.ndarray, quality: np.ndarray) -> tuple[list[int], list[int], list[int]]:

@@ -5,12 +5,10 @@ The training only copies its state; a thread writes it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
-import platform
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import torch
 
 from kt.core import parallel, step
-from kt.core.step import ConfigError, ResourceError, log
+from kt.core.step import ConfigError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
@@ -35,34 +33,6 @@ def place(folder: Path | None, digests: list[str]) -> Path | None:
     if folder is None or not os.environ.get("KT_WORKFLOW"):
         return folder
     return folder / hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
-
-
-def claim(folder: Path):
-    """Locks a folder of states for this process; the lock goes with it, however it ends.
-
-    Returns:
-        The open lock file, to be kept.
-
-    Raises:
-        ResourceError: Another process is at the same training (a killed run can leave one behind).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "lock", "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ResourceError(
-            f"{folder}: process {file.read().strip() or 'unknown'} is at this training already; "
-            "wait until it has ended, or end it, and run again"
-        ) from None
-    except OSError:
-        log.warning("%s: this file system has no locks; start each training only once", folder)
-        return file
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
 
 
 class Writer:

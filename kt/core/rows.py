@@ -1,154 +1,183 @@
-"""The chosen pictures of all splits as rows of a scratch file, and what decoding found."""
+"""The chosen pictures of all splits in key order, and what decoding found of each."""
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from collections import Counter, deque
+import functools
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from kt.config import Dataset
-from kt.core import step
-from kt.core.decode import BadImage, Decoded, decode
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN, Entry
+from kt.core import copies, encoded, table
+from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.listing import MOST_LISTED
+from kt.core.shards import ARRAYS, MOST, Shards
 
-MOST_LISTED = 1000  # rejected files in the report
 BLOCK_BYTES = 8 << 20
+FOUND = np.dtype(
+    [("digest", "<u8"), ("start", "<i8"), ("length", "<i8"), ("width", "<i4"), ("height", "<i4")]
+    + [("mode", "u1"), ("kept", "?"), ("bad", "?")]
+)
 
 
 class Rows:
-    """R chosen entries in order of split and key.
+    """M chosen pictures.
 
     Attributes:
-        entries: (R,) what was chosen.
-        splits: (R,) str.
-        faults: (R,) why the file was rejected, or nothing.
-        digests: (R,) SHA-256 of the packed pixels.
-        modes: (R,) the file's own mode.
-        sizes: (R, 2) int64, its own width and height.
-        kept: (R,) bool, decoded and not left out.
+        splits: (M,) int8, number of the split of each.
+        found: (M,) structured, a file that is mapped: digest of the pixels, place in the data of
+            its shard, own size, number of its mode, whether it is kept (decoded and not left out)
+            or bad.
+        modes: Names of the files' modes.
+        faults: Place of each bad file to the reason.
     """
 
-    def __init__(self, entries: list[Entry]):
-        """Starts with nothing read."""
-        self.entries = entries
-        self.splits = np.array([entry.split for entry in entries], dtype=object)
-        self.faults = ["was gone when it should be read"] * len(entries)
-        self.digests = [b""] * len(entries)
-        self.modes = [""] * len(entries)
-        self.sizes = np.zeros((len(entries), 2), np.int64)
-        self.kept = np.zeros(len(entries), bool)
+    def __init__(self, shards: Shards, splits: np.ndarray, place: Path):
+        """Reads what all shards say; `place` is for the file of `found`."""
+        self.shards, self.splits = shards, splits
+        self.listing, self.chosen, self.size = shards.listing, shards.chosen, shards.dataset.size
+        self.modes: list[str] = []
+        self.faults: dict[int, str] = {}
+        self.found = np.memmap(place, FOUND, "w+", shape=(len(splits),))
+        for number in range(shards.count):
+            self._read(number)
+
+    def _read(self, number: int) -> None:
+        first = number * self.shards.height
+        with self._open(number) as file:
+            found = self.found[first : first + self.shards.height]
+            found["digest"], lengths = table.load(file, "digests"), table.load(file, "lengths")
+            found["length"], found["start"] = lengths, np.cumsum(lengths) - lengths
+            found["width"], found["height"] = table.load(file, "sizes").T
+            modes, index = np.unique(table.load(file, "modes"), return_inverse=True)
+            names = [mode.decode() for mode in modes]
+            self.modes += [name for name in names if name not in self.modes]
+            found["mode"] = np.array([self.modes.index(name) for name in names], np.uint8)[index]
+            for row, fault in enumerate(table.strings(file, "faults")):
+                if fault:
+                    self.faults[first + row] = fault
+                found[row]["bad"], found[row]["kept"] = bool(fault), not fault
+
+    def _open(self, number: int):
+        arrays = {f"*{name}": dimensions for name, dimensions in ARRAYS.items()}
+        return table.read(self.shards.path(number), "shard", arrays)
 
     def of(self, split: str) -> np.ndarray:
-        """Gives the kept rows of a split, in key order, int64."""
-        return np.flatnonzero(self.kept & (self.splits == split))
+        """Gives the kept pictures of a split in key order, (n,) int64."""
+        places = self._in_key_order(SPLITS.index(split))
+        return places[self.found["kept"][places]]
 
-    def decode(self, source, dataset: Dataset, scratch: Path, threads: int) -> None:
-        """Decodes the entries, in the order of their source, to the rows of a scratch file."""
-        progress = step.Progress("ingest", len(self.entries), "img")
-        row_bytes = 3 * dataset.size * dataset.size
-        with (
-            open(scratch, "wb") as file,
-            ThreadPoolExecutor(threads) as pool,
-            warnings.catch_warnings(),
-        ):
-            # `kt.core.decode` has its own limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            for row, result in _results(source, dataset, self.entries, pool, 4 * threads):
-                progress.add(1)
-                if isinstance(result, BadImage):
-                    self.faults[row] = str(result)
-                    continue
-                decoded, self.digests[row] = result
-                file.seek(row * row_bytes)
-                file.write(decoded.pixels.data)
-                self.faults[row], self.kept[row] = "", True
-                self.modes[row] = decoded.mode
-                self.sizes[row] = decoded.width, decoded.height
-        progress.close()
+    @functools.cache  # noqa: B019 - as long as the rows
+    def _in_key_order(self, split: int) -> np.ndarray:
+        rows = self.listing.in_key_order(self.chosen[self.splits == split])
+        return np.searchsorted(self.chosen, rows)
 
-    def leave_out_copies(self) -> dict[str, int]:
-        """Drops from pool and train what also stands in test, by the packed pixels."""
-        test = {self.digests[row] for row in self.of(TEST)}
-        counts = {}
-        for split, name in ((POOL, "left_out_of_pool"), (TRAIN, "left_out_of_train")):
-            copies = [row for row in self.of(split) if self.digests[row] in test]
-            self.kept[copies] = False
-            counts[name] = len(copies)
-        pool = {self.digests[row] for row in self.of(POOL)}
-        return {**counts, "train_in_pool": sum(self.digests[row] in pool for row in self.of(TRAIN))}
+    def keys(self, places: np.ndarray) -> list[str]:
+        """Gives the keys of pictures."""
+        return self.listing.keys(self.chosen[places])
 
-    def blocks(
-        self, scratch: Path, picked: np.ndarray, size: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Reads picked rows of the scratch file: offsets and (n, 3, S, S) uint8 of a few MiB."""
-        row_bytes = 3 * size * size
-        height = max(1, BLOCK_BYTES // row_bytes)
-        for first in range(0, len(picked), height):
-            packed = np.memmap(scratch, np.uint8, "r")
-            packed = packed[: len(packed) // row_bytes * row_bytes].reshape(-1, 3, size, size)
-            yield first, packed[picked[first : first + height]]
+    def data(self, place: int) -> np.ndarray:
+        """Gives the pixels, or the JPEG, of one picture as a part of its shard's file."""
+        start, length = (int(self.found[name][place]) for name in ("start", "length"))
+        return self._mapped(int(place) // self.shards.height)[start : start + length]
 
-    def describe(self, others: list[Entry], size: int) -> dict[str, Any]:
-        """Gives the counts of the data report; `others` are the entries that were not usable."""
-        rejected = [(entry.key, entry.refused) for entry in others if not entry.ignored]
-        faults = zip(self.entries, self.faults, strict=True)
-        rejected = sorted(rejected + [(entry.key, fault) for entry, fault in faults if fault])
-        sizes = self.sizes[[not fault for fault in self.faults]]
+    @functools.cache  # noqa: B019 - as long as the rows
+    def _mapped(self, number: int) -> np.ndarray:
+        with self._open(number) as file:
+            offset, shape = file["data"].id.get_offset(), file["data"].shape
+        return np.memmap(self.shards.path(number), np.uint8, "r", offset, shape)
+
+    def pixels(self, place: int) -> np.ndarray:
+        """Gives the packed pixels of one picture, (3, S, S) uint8."""
+        data = self.data(place)
+        if self.shards.dataset.storage == "jpeg":
+            return encoded.decode(data, self.size)
+        return data.reshape(3, self.size, self.size)
+
+    def blocks(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Gives what follows one another in a pack, with its first row, a few MiB at a time."""
+        height = max(1, min(MOST, BLOCK_BYTES // (3 * self.size**2)))
+        for first in range(0, len(places), height):
+            yield first, [self.data(place) for place in places[first : first + height]]
+
+    def prints(self, places: np.ndarray) -> np.ndarray:
+        """Gives the prints of pictures, (n, 64) uint8."""
+        prints = np.zeros((len(places), copies.PRINT**2), np.uint8)
+        number = places // self.shards.height
+        for shard in np.unique(number):
+            with self._open(shard) as file:
+                inside = number == shard
+                prints[inside] = table.load(file, "prints")[places[inside] % self.shards.height]
+        return prints
+
+    # ------------------------------------------------------------------------ copies
+
+    def leave_out_copies(self, limit: float | None) -> dict[str, Any]:
+        """Drops from pool and train what also stands in test.
+
+        Args:
+            limit: Most difference of a near copy, see `kt.core.copies`; None: equal pixels only.
+        """
+        digests = self.found["digest"]
+        test = self.of(TEST)
+        counts: dict[str, Any] = {}
+        pairs: list[tuple[int, int, float]] = []
+        for split, name in ((POOL, "pool"), (TRAIN, "train")):
+            same = self.of(split)
+            same = same[np.isin(digests[same], digests[test])]
+            self.found["kept"][same] = False
+            near = []
+            if limit is not None:
+                near = list(copies.find(self.of(split), test, self.prints, self.pixels, limit))
+                self.found["kept"][[place for place, *_ in near]] = False
+            counts[f"left_out_of_{name}"] = len(same) + len(near)
+            counts[f"near_copies_in_{name}"] = len(near)
+            pairs += near
+        both = np.isin(digests[self.of(TRAIN)], digests[self.of(POOL)])
+        return {**counts, "train_in_pool": int(both.sum()), "near_copies": self._named(pairs)}
+
+    def _named(self, pairs: list[tuple[int, int, float]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "key": self.listing.key(self.chosen[place]),
+                "of": self.listing.key(self.chosen[other]),
+                "difference": round(difference, 4),
+            }
+            for place, other, difference in pairs[:MOST_LISTED]
+        ]
+
+    # ------------------------------------------------------------------------ the data report
+
+    def describe(self) -> dict[str, Any]:
+        """Gives the counts of the data report."""
+        faults = [(self.listing.key(self.chosen[place]), why) for place, why in self.faults.items()]
+        rejected = sorted(self.listing.refused + faults)[:MOST_LISTED]
+        good = ~self.found["bad"]
+        sizes = np.stack([self.found["width"][good], self.found["height"][good]], 1)
         extremes = (("min", np.min), ("median", np.median), ("max", np.max))
+        numbers = np.bincount(self.found["mode"][good], minlength=len(self.modes)).tolist()
+        modes = {name: number for name, number in zip(self.modes, numbers, strict=True) if number}
         return {
-            "splits": {split: self._describe_split(split, size) for split in SPLITS},
-            "modes": dict(sorted(Counter(filter(None, self.modes)).items())),
+            "splits": {split: self._describe_split(split) for split in SPLITS},
+            "modes": dict(sorted(modes.items())),
             "sizes": {name: function(sizes, 0).astype(int).tolist() for name, function in extremes},
-            "rejected_total": len(rejected),
-            "rejected": [{"key": key, "reason": why} for key, why in rejected[:MOST_LISTED]],
-            "ignored": sum(entry.ignored for entry in others),
+            "rejected_total": self.listing.num_refused + len(self.faults),
+            "rejected": [{"key": key, "reason": why} for key, why in rejected],
+            "ignored": self.listing.ignored,
         }
 
-    def _describe_split(self, split: str, size: int) -> dict[str, Any]:
+    def _describe_split(self, split: str) -> dict[str, Any]:
         picked = self.of(split)
-        classes = Counter(self.entries[row].class_name for row in picked)
+        labels = Counter(self.listing.columns["label"][self.chosen[picked]].tolist())
+        names = sorted((self.listing.classes[label], label) for label in labels if label >= 0)
+        shorter = np.minimum(self.found["width"][picked], self.found["height"][picked])
+        here = self.splits == SPLITS.index(split)
         return {
             "images": len(picked),
-            "classes": {name: classes[name] for name in sorted(classes.keys() - {None})},
-            "duplicates": len(picked) - len({self.digests[row] for row in picked}),
-            "rejected": sum(bool(self.faults[row]) for row in np.flatnonzero(self.splits == split)),
-            "smaller": int((self.sizes[picked].min(1, initial=size) < size).sum()),
+            "classes": {name: labels[label] for name, label in names},
+            "duplicates": len(picked) - len(np.unique(self.found["digest"][picked])),
+            "rejected": int(self.found["bad"][here].sum()),
+            "smaller": int((shorter < self.size).sum()),
         }
-
-
-def _results(
-    source, dataset: Dataset, chosen: list[Entry], pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, tuple[Decoded, bytes] | BadImage]]:
-    """Reads one chosen entry after the other and decodes up to `ahead` at a time."""
-    row_of = {entry.key: row for row, entry in enumerate(chosen)}
-    waiting: deque = deque()
-    for entry in source.entries(dataset):
-        row = row_of.get(entry.key) if entry.usable else None
-        if row is None:
-            continue
-        try:
-            payload = entry.read()
-        except OSError as error:
-            yield row, BadImage(f"cannot be read: {error.strerror or error}")
-            continue
-        waiting.append((row, pool.submit(_packed, payload, dataset)))
-        if len(waiting) > ahead:
-            row, future = waiting.popleft()
-            yield row, future.result()
-    for row, future in waiting:
-        yield row, future.result()
-
-
-def _packed(payload: bytes | np.ndarray, dataset: Dataset) -> tuple[Decoded, bytes] | BadImage:
-    try:
-        decoded = decode(payload, dataset.size, dataset.max_pixels)
-    except BadImage as error:
-        return error
-    return decoded, hashlib.sha256(decoded.pixels.data).digest()

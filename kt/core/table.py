@@ -144,6 +144,19 @@ def load(file: h5py.File, name: str) -> np.ndarray:
     return array
 
 
+def verify(file: h5py.File, name: str) -> None:
+    """Compares the checksums of an array that will be memory-mapped; raises as `load` does."""
+    dataset = file[name]
+    sums = load(file, name + CHECKS) if dataset.nbytes else ()
+    rows = block_rows(dataset)
+    for number, wanted in enumerate(sums):
+        block = np.ascontiguousarray(dataset[number * rows : (number + 1) * rows])
+        if zlib.crc32(block.data) != wanted:
+            raise DataError(
+                f"{file.filename} is damaged: {name!r} is not what was written; {REMOVE}"
+            )
+
+
 def strings(file: h5py.File, name: str) -> list[str]:
     """Reads the UTF-8 strings of one array; raises as `load` does."""
     return [string.decode() for string in load(file, name).tolist()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kt.core import draws
+from kt.core.order import WINDOW, block_order
 
 # What was drawn for B images: tensors whose first dimension is B, by name.
 Plan = dict[str, Tensor]
@@ -30,6 +31,7 @@ class Context:
         seed: Of every draw.
         labels: (N,) int64 with -1 for rows without one, or None for pretext tasks.
         num_classes: Number of labels, 0 for pretext tasks.
+        block: Consecutive rows that are read together, or 0 where any row is read as quickly.
     """
 
     size: int
@@ -39,6 +41,7 @@ class Context:
     seed: int
     labels: Tensor | None = None
     num_classes: int = 0
+    block: int = 0
 
 
 class Task:
@@ -63,7 +66,10 @@ class Task:
 
     def order(self, index: Tensor, epoch: int) -> Tensor:
         """Gives the rows of one epoch in training order, (n,) int64, from the rows at hand."""
-        return index[draws.permutation(self.context.seed, "order", epoch, self.context.ids[index])]
+        ids, seed = self.context.ids[index], self.context.seed
+        if self.context.block:
+            return index[block_order(ids, seed, epoch, self.context.block, WINDOW)]
+        return index[draws.permutation(seed, "order", epoch, ids)]
 
     def plan(self, index: Tensor, epoch: int) -> Plan:
         """Draws everything by which views differ, each image's share a function of its id alone.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.core import draws
+from kt.core.order import neighbour
 from kt.core.permutations import NUM_TILES
 from kt.core.task import Context, Plan, Task
 
@@ -30,9 +31,10 @@ class JigsawTask(Task):
     def rows(self, index: Tensor, epoch: int) -> Tensor:
         """Gives own row and that of another image, (B, 2)."""
         number = len(self.context.ids)
-        ids = self.context.ids[index]
-        step = draws.integers(self.context.seed, "other", epoch, ids, 1, max(number - 1, 1))[:, 0]
-        return torch.stack([index, (index + 1 + step) % number], 1)
+        draw = draws.bits(self.context.seed, "other", epoch, self.context.ids[index], 1)[:, 0]
+        # All images are one block where any is read as quickly.
+        other = neighbour(index, draw, self.context.block or number, number)
+        return torch.stack([index, other], 1)
 
     def plan(self, index: Tensor, epoch: int) -> Plan:
         """Draws what each slot of each puzzle shows.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.config import Training
-from kt.core import draws, parallel, resume, step
+from kt.core import draws, lock, parallel, resume, step
 from kt.core.backbone import Backbone
 from kt.core.delivery import batches, load_batch
 from kt.core.images import Pack
@@ -289,7 +289,7 @@ class _Run:
         if job.state is None:
             return
         if parallel.rank() == 0:
-            self.lock = resume.claim(job.state)
+            self.lock = lock.claim(job.state)
         content = resume.newest(job.state, job.fingerprint, self.device)
         parallel.wait()  # all have read before one writes
         if content is None:

@@ -29,7 +29,9 @@ def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     Raises:
         DataError: It is missing or broken, or a split or class is missing.
     """
-    return tree.entries(lambda: files(_root(dataset)), dataset.max_pixels, str(dataset.path))
+    path = _root(dataset)
+    stamp = path.stat().st_mtime_ns, path.stat().st_size
+    return tree.entries(lambda: files(path), dataset.max_pixels, str(path), stamp)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:
@@ -82,17 +84,20 @@ def _zip(path: Path) -> Iterator[tree.File]:
                 refused = "encrypted"
             if not member.is_dir():
                 read = functools.partial(_content, functools.partial(archive.open, member))
-                yield tree.File(member.filename, member.file_size, read, refused)
+                stamp = f"{member.file_size} {member.CRC}"
+                yield tree.File(member.filename, member.file_size, read, refused, stamp)
 
 
 def _tar(path: Path) -> Iterator[tree.File]:
+    changed = path.stat().st_mtime_ns  # members have no digest
     with tarfile.open(path, "r:*") as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # else every header ever read is kept
             refused = "" if member.isreg() else "a link or device"
             if not member.isdir():
                 read = functools.partial(_content, functools.partial(archive.extractfile, member))
-                yield tree.File(member.name, member.size, read, refused)
+                stamp = f"{member.size} {member.mtime} {changed}"
+                yield tree.File(member.name, member.size, read, refused, stamp)
         # Python takes a header that is cut or broken for the end; the true end is a block of zeros.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

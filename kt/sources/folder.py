@@ -6,6 +6,7 @@ every picture is unlabelled. Links to folders are not followed, links to files o
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -38,18 +39,28 @@ def files(root: Path) -> Iterator[tree.File]:
     while waiting:
         folder = waiting.pop()
         try:
-            with os.scandir(os.path.join(root, folder)) as listing:
-                found = sorted(listing, key=lambda item: item.name)
+            found = sorted(os.listdir(os.path.join(root, folder)))  # names alone: they may be many
         except OSError as error:
             raise DataError(
                 f"{root}: cannot list the folder {folder!r}: {error.strerror}"
             ) from None
         for item in found:
-            name = os.path.join(folder, item.name)
-            if item.is_dir(follow_symlinks=False):
+            name = os.path.join(folder, item)
+            path = os.path.join(root, name)
+            try:
+                linked = os.lstat(path)
+                status = os.stat(path) if stat.S_ISLNK(linked.st_mode) else linked
+            except OSError as error:
+                reason = f"cannot be opened: {error.strerror}"
+                yield tree.File(name, 0, functools.partial(_content, path), reason)
+                continue
+            if stat.S_ISDIR(linked.st_mode):
                 waiting.append(name)
             else:
-                yield _file(item, name, real_root)
+                refused = _refusal(path, linked.st_mode, status.st_mode, real_root)
+                stamp = f"{status.st_size} {status.st_mtime_ns}"
+                read = functools.partial(_content, path)
+                yield tree.File(name, status.st_size, read, refused, stamp)
 
 
 def _root(dataset: Dataset) -> Path:
@@ -58,22 +69,15 @@ def _root(dataset: Dataset) -> Path:
     return Path(dataset.path)
 
 
-def _file(item: os.DirEntry, name: str, real_root: str) -> tree.File:
-    def read() -> bytes:
-        with open(item.path, "rb") as file:
-            return file.read()
-
-    try:
-        status = item.stat()
-    except OSError as error:
-        return tree.File(name, 0, read, f"cannot be opened: {error.strerror}")
-    return tree.File(name, status.st_size, read, _refusal(item, status.st_mode, real_root))
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
-def _refusal(item: os.DirEntry, mode: int, real_root: str) -> str:
-    if item.is_symlink():
+def _refusal(path: str, linked: int, mode: int, real_root: str) -> str:
+    if stat.S_ISLNK(linked):
         if stat.S_ISDIR(mode):
             return "a link to a folder, not followed"
-        if os.path.commonpath([os.path.realpath(item.path), real_root]) != real_root:
+        if os.path.commonpath([os.path.realpath(path), real_root]) != real_root:
             return "a link that leads out of the folder"
     return "" if stat.S_ISREG(mode) else "no regular file"

@@ -1,0 +1,156 @@
+"""What a source holds, listed once, as columns in a file: a million names need no memory.
+
+Snippets of a row are found through `kt.core.listing.Listing`; the names stand one after the other
+in a file of their own. Both files are mapped, so that the system may drop them from memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kt.core.entries import SPLITS, Entry
+
+MOST_LISTED = 1000  # refused files in the report
+BLOCK = 4096
+WORD = 8  # bytes of a name that are compared at once
+COLUMNS = np.dtype(
+    [("start", "<i8"), ("length", "<i4"), ("split", "i1"), ("label", "<i4"), ("rank", ">u8")]
+    + [("name", "<u8"), ("stamp", "<u8")]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """N usable entries of a source, in its order.
+
+    Attributes:
+        columns: (N,) structured: `start` and `length` of the name, number of the `split`, number
+            of the class or -1 (`label`), `rank` in the draw of subsets, hashes of `name`, `stamp`.
+        names: (bytes,) uint8, UTF-8.
+        classes: Names of the classes in order of appearance.
+        ignored: How many files are no pictures.
+        refused: The first 1,000 refused files in name order, with the reason.
+        num_refused: How many there are.
+    """
+
+    columns: np.ndarray
+    names: np.ndarray
+    classes: list[str]
+    ignored: int
+    refused: list[tuple[str, str]]
+    num_refused: int
+
+    def key(self, row: int) -> str:
+        """Gives the key of one row."""
+        start, length = int(self.columns["start"][row]), int(self.columns["length"][row])
+        return self.names[start : start + length].tobytes().decode()
+
+    def keys(self, rows: np.ndarray) -> list[str]:
+        """Gives the keys of rows."""
+        return [self.key(row) for row in rows]
+
+    def in_key_order(self, rows: np.ndarray) -> np.ndarray:
+        """Sorts rows by their keys, (n,) int64, without making strings of them.
+
+        UTF-8 sorts as its characters do. From the last word of the names to the first, each time
+        with a stable sort.
+        """
+        words = -(-int(self.columns["length"][rows].max(initial=0)) // WORD)
+        for word in reversed(range(words)):
+            values = np.empty(len(rows), np.uint64)
+            for first in range(0, len(rows), BLOCK):
+                values[first : first + BLOCK] = self._word(rows[first : first + BLOCK], word)
+            rows = rows[np.argsort(values, kind="stable")]
+        return rows
+
+    def _word(self, rows: np.ndarray, word: int) -> np.ndarray:
+        """Gives 8 bytes of each name as a number, zeros behind its end; (n,) uint64."""
+        start, length = self.columns["start"][rows], self.columns["length"][rows]
+        place = np.arange(word * WORD, (word + 1) * WORD)
+        inside = place < length[:, None]
+        found = self.names[np.where(inside, start[:, None] + place, 0)]
+        return np.where(inside, found, 0).astype(np.uint8).view(">u8")[:, 0]
+
+
+def create(entries: Iterable[Entry], folder: Path, seed: int) -> Listing:
+    """Lists the entries into two files of a folder.
+
+    Args:
+        entries: Of a source; nothing is read.
+        folder: Takes the files `columns` and `names`.
+        seed: Of the draw of subsets, whose order is that of a hash of seed and key, so that it
+            depends on nothing else.
+    """
+    classes: dict[str, int] = {}
+    refused: list[tuple[str, str]] = []
+    counts = {"ignored": 0, "refused": 0, "bytes": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "columns", "wb") as columns, open(folder / "names", "wb") as names:
+        for block in _blocks(_usable(entries, refused, counts)):
+            rows = np.zeros(len(block), COLUMNS)
+            for number, entry in enumerate(block):
+                name = entry.key.encode()
+                label = -1
+                if entry.class_name is not None:
+                    label = classes.setdefault(entry.class_name, len(classes))
+                rank = _hash(f"{seed} {entry.key}".encode(), 16)
+                stamp = int.from_bytes(_hash(entry.stamp.encode()), "little")
+                split = SPLITS.index(entry.split)
+                rows[number] = (counts["bytes"], len(name), split, label, 0, hash_of(name), stamp)
+                rows["rank"][number] = int.from_bytes(rank[:8], "big")
+                counts["bytes"] += len(name)
+                names.write(name)
+            rows.tofile(columns)
+    return Listing(
+        _mapped(folder / "columns", COLUMNS),
+        _mapped(folder / "names", np.uint8),
+        list(classes),
+        counts["ignored"],
+        sorted(refused)[:MOST_LISTED],
+        counts["refused"],
+    )
+
+
+def hash_of(name: bytes) -> int:
+    """Gives 64 bits of a name."""
+    return int.from_bytes(_hash(name), "little")
+
+
+def _hash(content: bytes, size: int = 8) -> bytes:
+    return hashlib.blake2b(content, digest_size=size).digest()
+
+
+def _usable(entries: Iterable[Entry], refused: list, counts: dict[str, int]) -> Iterator[Entry]:
+    """Passes on what is a picture and counts the rest; of the refused the first ones are kept."""
+    for entry in entries:
+        if entry.usable:
+            yield entry
+        elif entry.ignored:
+            counts["ignored"] += 1
+        else:
+            counts["refused"] += 1
+            refused.append((entry.key, entry.refused))
+            if len(refused) > 4 * MOST_LISTED:
+                refused[:] = sorted(refused)[:MOST_LISTED]
+
+
+def _blocks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    block = []
+    for entry in entries:
+        block.append(dataclasses.replace(entry, read=None))  # what reads may hold a lot
+        if len(block) == BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _mapped(path: Path, dtype) -> np.ndarray:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r")
