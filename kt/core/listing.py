@@ -153,4 +153,4 @@ def _blocks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 def _mapped(path: Path, dtype) -> np.ndarray:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r")
+    return np.memmap(path, dtype, "r").view(np.ndarray)  # parts of a memmap take long to make

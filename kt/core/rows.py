@@ -87,7 +87,8 @@ class Rows:
     def _mapped(self, number: int) -> np.ndarray:
         with self._open(number) as file:
             offset, shape = file["data"].id.get_offset(), file["data"].shape
-        return np.memmap(self.shards.path(number), np.uint8, "r", offset, shape)
+        # A plain array: parts of a memmap take long to make.
+        return np.memmap(self.shards.path(number), np.uint8, "r", offset, shape).view(np.ndarray)
 
     def pixels(self, place: int) -> np.ndarray:
         """Gives the packed pixels of one picture, (3, S, S) uint8."""
