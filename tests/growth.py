@@ -33,7 +33,7 @@ def main() -> None:
         while not done.wait(0.005):
             peak[0] = max(peak[0], anonymous())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     module.run(argparse.Namespace(**values))
     done.set()
