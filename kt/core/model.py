@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import safetensors
@@ -33,17 +32,11 @@ def save(folder: Path, backbone: Backbone, plugin: config.Plugin, description: d
         plugin: The backbone's name and options.
         description: What else model.json says: origin, training, provenance.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    temporary = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
     state = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
-    try:
-        safetensors.torch.save_file(state, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, weights)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with step.replacing(weights) as temporary:
+        # Not by safetensors' own writer, which leaves temporary files of its own when killed.
+        temporary.write_bytes(safetensors.torch.save(state))
     content = {
         "format": FORMAT,
         "version": 1,
