@@ -77,6 +77,13 @@ def test_a_description_of_another_network_is_refused(saved):
         kt.load_backbone(folder)
 
 
+def test_a_description_whose_network_has_weights_of_the_same_shapes_is_refused(saved):
+    _, folder = saved
+    alter(folder, lambda content: content["backbone"].update(strides=[1, 1]))
+    with pytest.raises(DataError, match=r'are of .*"strides": \[1, 2\].*says.*\[1, 1\]'):
+        kt.load_backbone(folder)
+
+
 def test_a_description_that_names_no_known_backbone_is_refused(saved):
     _, folder = saved
     alter(folder, lambda content: content["backbone"].update(name="residul"))

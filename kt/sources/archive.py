@@ -42,7 +42,14 @@ def origin(dataset: Dataset) -> dict[str, Any]:
 
 def is_archive(path: Path) -> bool:
     """Tells from the content whether a file is a zip or a tar."""
-    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+    return _is_tar(path) or zipfile.is_zipfile(path)
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except BROKEN:  # compressed, and cut off
+        return False
 
 
 def files(path: Path) -> Iterator[tree.File]:
@@ -51,7 +58,7 @@ def files(path: Path) -> Iterator[tree.File]:
     Raises:
         DataError: The archive is broken.
     """
-    listing = _tar(path) if tarfile.is_tarfile(path) else _zip(path)
+    listing = _tar(path) if _is_tar(path) else _zip(path)
     while True:
         # Errors of the archive are told here; what a caller does with a member is its own matter.
         try:
