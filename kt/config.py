@@ -24,7 +24,7 @@ from kt.core.step import ConfigError
 
 ARMS = ("random", "direct", "transfer", "untrained", "hog", "supervised", "longer")
 SHORT = reprlib.Repr()  # aliases of YAML can make a value of a few bytes endless in print
-SHORT.maxstring = SHORT.maxother = 200
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 # What PyYAML raises on numbers, dates and nesting that are none, beside its own errors.
 CRASHES = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"

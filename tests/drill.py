@@ -38,7 +38,7 @@ LONGER = {
     "targets": {"small": {"training": {"epochs": 60}}},
 }
 TIMED = {"seconds", "validation_seconds", "images_per_second", "host", "time", "provenance"}
-LATEST = 10.0  # seconds after which a group is killed, at most
+LATEST = 8.0  # seconds after which a group is killed, at most; more where the machine is slow
 STATES = {"KT_SAVE_SECONDS": "0.2"}  # between the resume states of a training
 
 
@@ -75,7 +75,9 @@ class Drill:
 
     def prepare(self) -> None:
         """Runs everything once, without a kill, and learns the commands of the steps."""
+        begun = time.monotonic()
         self.finish(self.whole)
+        self.latest = max(LATEST, (time.monotonic() - begun) / 6)
         shown = subprocess.run(
             command(self.folder / "plan", self.pictures, "-n", "-p", files=self.files),
             cwd=ROOT, env=environment(ROOT), capture_output=True, text=True, check=True,
@@ -111,7 +113,7 @@ class Drill:
         """Runs the workflow, killing its group again and again, until it is finished."""
         while True:
             process = self.workflow(folder)
-            moment = random.uniform(0.3, LATEST) if time.monotonic() < end else None
+            moment = random.uniform(0.3, self.latest) if time.monotonic() < end else None
             if not self.killed(process, moment, folder.with_suffix(".log")):
                 break
             self.count("group_kills", "restarts")

@@ -110,12 +110,15 @@ def states(folder: Path) -> list[bytes]:
 
 
 def archives(folder: Path) -> list[bytes]:
-    """Gives a zip, a tar and a compressed tar."""
+    """Gives zips and tars, as they are and compressed."""
     files = drawing.tree(2, 1, 1, 8)
     return [
         drawing.write_zip(files, folder / "a.zip").read_bytes(),
         drawing.write_tar(files, folder / "a.tar").read_bytes(),
-        drawing.write_tar(files, folder / "a.tar.gz", "w:gz").read_bytes(),
+        *(
+            drawing.write_tar(files, folder / f"a.tar.{kind}", f"w:{kind}").read_bytes()
+            for kind in ("gz", "bz2", "xz")
+        ),
     ]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +22,10 @@ from kt.config import Dataset
 from kt.core import entries as tree
 from kt.core.step import DataError
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError,
+)  # fmt: skip
 
 
 def entries(dataset: Dataset) -> Iterator[tree.Entry]:
@@ -111,5 +116,5 @@ def _content(opening: Callable) -> bytes:
     try:
         with opening() as file:
             return file.read()
-    except (*BROKEN, NotImplementedError) as error:
+    except BROKEN as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
