@@ -82,7 +82,7 @@ class Drill:
             command(self.folder / "plan", self.pictures, "-n", "-p", files=self.files),
             cwd=ROOT, env=environment(ROOT), capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        self.steps = re.findall(r"^Shell command: (.*)$", shown, re.MULTILINE)
+        self.steps = re.findall(r"^Shell command: (python .*)$", shown, re.MULTILINE)
         assert self.steps, shown
         self.expected = contents(self.whole)
 
