@@ -11,6 +11,9 @@ CORES ?= $(shell nproc 2>/dev/null || echo 1)
 # Where results/ goes.
 DIR ?= .
 ARGS ?=
+# Of drill and fuzz.
+MINUTES ?= 5
+SEED ?= 0
 
 # The python3 in PATH first; 3.14 and later only if nothing older is there, since they may have to
 # build a dependency from source.
@@ -21,7 +24,7 @@ PYTHON ?= $(shell for below in 14 99; do for p in python3 python3.13 python3.12 
 # The jobs of the workflow say `python`, and find the environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test lint lock docs clean
+.PHONY: help setup demo test drill fuzz lint lock docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +69,14 @@ test: $(READY) ## run all tests
 	@echo "[test] running pytest; the report is opened in" \
 		"$${CHROMIUM:-$$(command -v chromium || echo 'no browser: chromium is missing')}"
 	@pytest -q $(ARGS)
+
+drill: $(READY) ## kill the workflow at random moments for MINUTES, compare; SEED=
+	@echo "[drill] killing and comparing for $(MINUTES) minutes and what the last runs take"
+	@PYTHONPATH="$(CURDIR)" python tests/drill.py --minutes $(MINUTES) --seed $(SEED)
+
+fuzz: $(READY) ## read damaged files and odd configurations for MINUTES; SEED=
+	@echo "[fuzz] reading damaged files for $(MINUTES) minutes"
+	@PYTHONPATH="$(CURDIR)" python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(READY) ## check style and the workflow's rules
 	ruff check .

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import json
 import pkgutil
+import reprlib
 import sys
 import typing
 from pathlib import Path
@@ -22,6 +23,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from kt.core.step import ConfigError
 
 ARMS = ("random", "direct", "transfer", "untrained", "hog", "supervised", "longer")
+SHORT = reprlib.Repr()  # aliases of YAML can make a value of a few bytes endless in print
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
+# What PyYAML raises on numbers, dates and nesting that are none, beside its own errors.
+CRASHES = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -155,7 +160,7 @@ def _as_list(value):
     if isinstance(value, str) and value.strip().startswith("["):
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *CRASHES) as error:
             raise ValueError("expected a list such as [50, 100]") from error
     return value if isinstance(value, list) else [value]
 
@@ -238,7 +243,7 @@ def _explain(model, fault, key: str) -> str:
         return f"{dotted}: unknown key{_nearest(place[-1], _keys(model, place[:-1]))}"
     if fault["type"] == "missing":
         return f"{dotted}: missing; every value must be given (see config.yaml)"
-    return f"{dotted}: {fault['msg']}, found {fault['input']!r}"
+    return f"{dotted}: {fault['msg']}, found {SHORT.repr(fault['input'])}"
 
 
 def _keys(model, place: list[str]) -> list[str]:
@@ -278,8 +283,10 @@ def read(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, *CRASHES) as error:
+        raise ConfigError(
+            f"{path} is not valid YAML: {str(error) or type(error).__name__}"
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
     return value
@@ -455,7 +462,7 @@ def json_of(model: type[Settings]):
     def parse(text: str):
         try:
             return check(model, json.loads(text))
-        except (ValueError, ConfigError) as error:
+        except (ValueError, RecursionError, ConfigError) as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     parse.__name__ = model.__name__

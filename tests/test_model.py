@@ -1,4 +1,5 @@
 import json
+import os
 
 import crafted
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 import kt
 from kt.core import model
-from kt.core.step import ConfigError, DataError
+from kt.core.step import ConfigError, DataError, ResourceError
 
 RESIDUAL = {"name": "residual", "widths": [4, 8], "strides": [1, 2], "blocks": 1}
 
@@ -76,6 +77,13 @@ def test_a_description_of_another_network_is_refused(saved):
         kt.load_backbone(folder)
 
 
+def test_a_description_whose_network_has_weights_of_the_same_shapes_is_refused(saved):
+    _, folder = saved
+    alter(folder, lambda content: content["backbone"].update(strides=[1, 1]))
+    with pytest.raises(DataError, match=r'are of .*"strides": \[1, 2\].*says.*\[1, 1\]'):
+        kt.load_backbone(folder)
+
+
 def test_a_description_that_names_no_known_backbone_is_refused(saved):
     _, folder = saved
     alter(folder, lambda content: content["backbone"].update(name="residul"))
@@ -126,7 +134,7 @@ def test_a_failed_save_leaves_the_model_as_it_was(saved, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="model.safetensors cannot be written: .*No space"):
         model.save(folder, backbone, crafted.plugin(RESIDUAL), {})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

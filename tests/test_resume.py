@@ -179,7 +179,7 @@ def test_a_state_that_cannot_be_written_ends_the_training_with_the_reason(tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ResourceError, match="state cannot be written: .*No space"):
         training.train(built(tmp_path))
 
 
@@ -245,14 +245,14 @@ def test_no_folder_and_an_empty_folder_hold_no_state(tmp_path):
     assert resume.newest(tmp_path / "none", {}, torch.device("cpu")) is None
 
 
-def test_a_state_cannot_smuggle_in_code(tmp_path):
+def test_a_state_cannot_smuggle_in_code(tmp_path, caplog):
     class Payload:
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path}/harmed",))
 
     resume.save(tmp_path, 1, {"payload": Payload()}, {})
-    with pytest.raises(Exception, match="Payload|system|weights_only|Unsupported"):
-        resume.newest(tmp_path, {}, torch.device("cpu"))
+    assert resume.newest(tmp_path, {}, torch.device("cpu")) is None
+    assert "is no state" in caplog.text
     assert not (tmp_path / "harmed").exists()
 
 
@@ -263,7 +263,7 @@ def test_a_failed_write_leaves_the_states_as_they_were(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ResourceError, match="state cannot be written: .*No space"):
         resume.save(tmp_path, 2, {"step": 2}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.state"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import safetensors
@@ -33,17 +32,12 @@ def save(folder: Path, backbone: Backbone, plugin: config.Plugin, description: d
         plugin: The backbone's name and options.
         description: What else model.json says: origin, training, provenance.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    temporary = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
     state = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
-    try:
-        safetensors.torch.save_file(state, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, weights)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with step.replacing(weights) as temporary:
+        # Not by safetensors' own writer, which leaves temporary files of its own when killed.
+        # The network they belong to stands in them, too: then no change of model.json goes unseen.
+        temporary.write_bytes(safetensors.torch.save(state, {"backbone": config.dumps(plugin)}))
     content = {
         "format": FORMAT,
         "version": 1,
@@ -83,13 +77,17 @@ def load(path: Path, device="cpu") -> Backbone:
     plugin = config.check(config.Plugin, content["backbone"])
     backbone = build(plugin.name, plugin.options())
     try:
-        state = safetensors.torch.load_file(weights)
+        with safetensors.safe_open(weights, "pt") as file:
+            written = (file.metadata() or {}).get("backbone")
+            state = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
         raise DataError(f"{weights} is not a safetensors file: {error}") from None
     wanted = backbone.state_dict()
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in wanted.items()}:
         differing = sorted(state.keys() ^ wanted.keys()) or "shapes"
         raise DataError(f"{weights}: weights do not fit backbone {plugin.name}: {differing}")
+    if written not in (None, config.dumps(plugin)):
+        raise DataError(f"{weights} are of {written}, model.json says {config.dumps(plugin)}")
     backbone.load_state_dict(state)
     return backbone.to(device).eval()
 

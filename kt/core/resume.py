@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from kt.core import parallel, step
+from kt.core.ending import lack, line
 from kt.core.step import ConfigError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
-SAVE_SECONDS = 60.0  # between states, at least
+SAVE_SECONDS = float(os.environ.get("KT_SAVE_SECONDS", 60))  # between states, at least
 SAVE_SHARE = 0.01  # of the time that copying them may cost, at most
 
 
@@ -55,7 +56,7 @@ class Writer:
         """Copies a state and has it written; waits for the one before.
 
         Raises:
-            OSError: The state before this one could not be written.
+            ResourceError: The state before this one could not be written.
         """
         if self.folder is None:
             return
@@ -71,7 +72,7 @@ class Writer:
         """Waits until the last state is written.
 
         Raises:
-            OSError: It could not be.
+            ResourceError: It could not be.
         """
         if self.thread is not None:
             writing, thread, self.thread = self.writing, self.thread, None
@@ -99,17 +100,8 @@ def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:
     buffer = io.BytesIO()
     torch.save({**content, "fingerprint": _plain(fingerprint)}, buffer)
     payload = buffer.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{number:09d}.state"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with step.replacing(folder / f"step-{number:09d}.state") as temporary:
+        temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
     for old in sorted(folder.glob("step-*.state"))[:-KEPT]:
         old.unlink(missing_ok=True)
 
@@ -126,8 +118,14 @@ def newest(folder: Path, fingerprint: dict, device: torch.device) -> dict | None
         if hashlib.sha256(payload).digest() != raw[:DIGEST_BYTES]:
             log.warning("%s is broken, the state before it is used", path)
             continue
-        content = torch.load(io.BytesIO(payload), device, weights_only=True)
-        found, mine = json.loads(content.pop("fingerprint")), json.loads(_plain(fingerprint))
+        try:
+            content = torch.load(io.BytesIO(payload), device, weights_only=True)
+            found, mine = json.loads(content.pop("fingerprint")), json.loads(_plain(fingerprint))
+        except Exception as error:  # torch raises anything on what is no state of ours
+            if lack(error):
+                raise
+            log.warning("%s is no state (%s), the one before it is used", path, line(error))
+            continue
         differing = sorted(key for key in mine | found if mine.get(key) != found.get(key))
         if differing:
             raise ConfigError(

@@ -7,13 +7,11 @@ A step is a module with `add_arguments(parser)` and `run(arguments)`; it ends wi
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,37 +21,28 @@ from pathlib import Path
 
 import kt
 
+# Some only to be at hand for every step.
+from kt.core.ending import (  # noqa: F401
+    ConfigError,
+    DataError,
+    Interrupted,
+    ResourceError,
+    StepError,
+    exit_code,
+    lack,
+    line,
+)
+from kt.core.files import (  # noqa: F401
+    check_space,
+    free_bytes,
+    plain,
+    read_json,
+    replacing,
+    write_json,
+    write_text,
+)
+
 log = logging.getLogger("kt")
-
-
-class StepError(Exception):
-    """An error that a user can mend; its text says what was expected, found, where, what to do."""
-
-    exit_code = 1
-
-
-class ConfigError(StepError):
-    """The configuration or the command line is wrong."""
-
-    exit_code = 2
-
-
-class DataError(StepError):
-    """The images or an artefact are not what they should be."""
-
-    exit_code = 3
-
-
-class ResourceError(StepError):
-    """Disk, memory or an accelerator is missing."""
-
-    exit_code = 4
-
-
-class Interrupted(StepError):
-    """A signal stopped the step; its state is kept and running it again goes on."""
-
-    exit_code = 75
 
 
 def main(doc, add_arguments, run) -> None:
@@ -70,8 +59,7 @@ def main(doc, add_arguments, run) -> None:
     _limit_threads(arguments.threads)
     if getattr(arguments, "processes", 1) > 1 and "RANK" not in os.environ:
         sys.exit(_launch(arguments.processes))
-    _start_log(arguments)
-    code = _exit_code(run, arguments)
+    code = exit_code(_run, run, arguments)
     if code and "KT_EXIT_CODES" in os.environ:
         Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
     sys.exit(code)
@@ -94,27 +82,17 @@ def _launch(processes: int) -> int:
     return min(codes, default=code)
 
 
-def _exit_code(run, arguments) -> int:
+def _run(run, arguments) -> None:
+    _start_log(arguments)
     try:
         run(arguments)
-    except StepError as error:
-        log.error("error: %s", error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        log.error("error: interrupted; run the same command again")
-        return Interrupted.exit_code
-    except (MemoryError, OSError) as error:
-        if isinstance(error, MemoryError) or error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.ENOMEM,
-        ):
-            log.error("error: %s: %s", type(error).__name__, error)
-            return ResourceError.exit_code
-        raise
-    return 0
+    except Exception as error:
+        if lack(error) != "disk" or getattr(error, "filename", None):
+            raise
+        place = Path(arguments.output)
+        raise ResourceError(
+            f"{place} cannot be written: {line(error)}; {free_bytes(place)} bytes are free there"
+        ) from error
 
 
 def _limit_threads(threads) -> None:
@@ -125,6 +103,7 @@ def _limit_threads(threads) -> None:
 
 
 def _start_log(arguments) -> None:
+    logging.raiseExceptions = False  # a full disk must not end in a traceback of the log
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
@@ -156,13 +135,6 @@ def detail(message: str, *values) -> None:
     log.info(message, *values, extra={"detail": True})
 
 
-def plain(value):
-    """Turns paths and settings into what JSON can hold (for `json.dumps(default=plain)`)."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump()
-    return str(value)
-
-
 @functools.cache
 def git_state() -> str:
     """Gives the commit that the code stands at, `+changes` if edited, or `none` outside git."""
@@ -184,27 +156,6 @@ def start_time() -> float:
 start_time()
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Refuses work whose result would not fit on the disk.
-
-    Args:
-        path: What will be written; it and some of its folders need not be there yet.
-        needed: Bytes.
-
-    Raises:
-        ResourceError: Names the path and both numbers.
-    """
-    folder = Path(path).absolute().parent
-    while not folder.is_dir():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{path}: {needed} bytes are needed, {free} are free in {folder}; make room there or "
-            "put the results elsewhere"
-        )
-
-
 def provenance(parents: dict[str, str] | None = None, **more) -> dict:
     """Gives where an artefact comes from: version, git, parents' digests, host, seconds so far."""
     return {
@@ -215,39 +166,6 @@ def provenance(parents: dict[str, str] | None = None, **more) -> dict:
         "seconds": round(time.time() - start_time(), 3),
         **more,
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place, syncs it and renames it: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value) -> None:
-    """Writes `value` as indented JSON through `write_text`; NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, default=plain, allow_nan=False) + "\n")
-
-
-def read_json(path: Path):
-    """Reads a JSON file that another step wrote.
-
-    Raises:
-        DataError: The file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"expected a JSON file at {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); remove it and run again") from error
 
 
 class Progress:

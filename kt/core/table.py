@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import h5py
 import numpy as np
 
 from kt.core import step
+from kt.core.ending import lack
 from kt.core.step import DataError
 
 VERSION = 2
@@ -42,27 +42,18 @@ def create(path: Path, format: str, config, parents: Sequence[Path] = ()) -> Ite
         config: The settings it was made with, anything JSON can hold.
         parents: Artefacts it was made from; their digests go into its provenance.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w", libver=BOOKKEEPING) as file:
-            file.attrs["version"] = VERSION
-            put_text(file, "format", format)
-            put_text(file, "config", json.dumps(config, default=step.plain, sort_keys=True))
-            yield file
-            for name in sorted(file):
-                if "digest" not in file[name].attrs:
-                    _seal(file, name)
-            put_text(file, "digest", _combined(file))
-            origin = step.provenance({str(parent): digest(parent) for parent in parents})
-            put_text(file, "provenance", json.dumps(origin))
-            file.attrs["complete"] = True
-        with open(temporary, "rb+") as raw:
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with step.replacing(path) as temporary, h5py.File(temporary, "w", libver=BOOKKEEPING) as file:
+        file.attrs["version"] = VERSION
+        put_text(file, "format", format)
+        put_text(file, "config", json.dumps(config, default=step.plain, sort_keys=True))
+        yield file
+        for name in sorted(file):
+            if "digest" not in file[name].attrs:
+                _seal(file, name)
+        put_text(file, "digest", _combined(file))
+        origin = step.provenance({str(parent): digest(parent) for parent in parents})
+        put_text(file, "provenance", json.dumps(origin))
+        file.attrs["complete"] = True
 
 
 def add(
@@ -195,7 +186,7 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
         try:
             yield file
         except OSError as error:
-            if error.errno is not None:  # the system's, not HDF5's
+            if error.errno is not None or lack(error):  # the system's, not HDF5's
                 raise
             raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
 

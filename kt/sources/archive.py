@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import lzma
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +22,10 @@ from kt.config import Dataset
 from kt.core import entries as tree
 from kt.core.step import DataError
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError,
+)  # fmt: skip
 
 
 def entries(dataset: Dataset) -> Iterator[tree.Entry]:
@@ -44,7 +49,14 @@ def origin(dataset: Dataset) -> dict[str, Any]:
 
 def is_archive(path: Path) -> bool:
     """Tells from the content whether a file is a zip or a tar."""
-    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+    return _is_tar(path) or zipfile.is_zipfile(path)
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except BROKEN:  # compressed, and cut off
+        return False
 
 
 def files(path: Path) -> Iterator[tree.File]:
@@ -53,7 +65,7 @@ def files(path: Path) -> Iterator[tree.File]:
     Raises:
         DataError: The archive is broken.
     """
-    listing = _tar(path) if tarfile.is_tarfile(path) else _zip(path)
+    listing = _tar(path) if _is_tar(path) else _zip(path)
     while True:
         # Errors of the archive are told here; what a caller does with a member is its own matter.
         try:
@@ -109,5 +121,5 @@ def _content(opening: Callable) -> bytes:
     try:
         with opening() as file:
             return file.read()
-    except (*BROKEN, NotImplementedError) as error:
+    except BROKEN as error:
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,117 @@
+"""Files that other steps read: written whole or not at all, with room for them checked before."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kt.core.ending import DataError, ResourceError, lack, line
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` to write to; it takes the place if the block ends without error.
+
+    The file is synced before it is renamed: at any moment the old one or the new one stands there.
+
+    Raises:
+        ResourceError: The disk is full or may not be written; path and free bytes are named.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        elsewhere = getattr(error, "filename", None) not in (None, str(temporary))
+        if lack(error) != "disk" or elsewhere:
+            raise
+        raise ResourceError(
+            f"{path} cannot be written: {line(error)}; {free_bytes(path)} bytes are free "
+            "there; make room and run again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed writers of the same file left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _lives(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuses work whose result would not fit on the disk.
+
+    Args:
+        path: What will be written; it and some of its folders need not be there yet.
+        needed: Bytes.
+
+    Raises:
+        ResourceError: Names the path and both numbers.
+    """
+    free = free_bytes(path)
+    if needed > free:
+        raise ResourceError(
+            f"{path}: {needed} bytes are needed, {free} are free there; make room or put the "
+            "results elsewhere"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Gives the bytes free where a file stands, or will stand."""
+    folder = Path(path).absolute().parent
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file beside its place, syncs it and renames it: never half a file."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value) -> None:
+    """Writes `value` as indented JSON through `write_text`; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, default=plain, allow_nan=False) + "\n")
+
+
+def read_json(path: Path):
+    """Reads a JSON file that another step wrote.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"expected a JSON file at {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+def plain(value):
+    """Turns paths and settings into what JSON can hold (for `json.dumps(default=plain)`)."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    return str(value)
