@@ -26,13 +26,12 @@ import numpy as np
 from kt import config
 from kt.core import jpeg, lock, step, table
 from kt.core import listing as listings
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.entries import FEWEST, POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
 from kt.core.rows import Rows
 from kt.core.shards import Shards
 from kt.core.step import DataError, ResourceError, log
 
-FEWEST = 10  # images to learn from without labels
 MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
 JPEG_BYTES = 1.5  # a pixel, for the estimate of the space
 SAMPLE = 10_000  # images of an encoded pool whose mean and deviation are taken

@@ -158,6 +158,6 @@ def fingerprint(*values) -> str:
     return hashlib.sha256(config.dumps(values).encode()).hexdigest()[:16]
 
 
-def state(name: str, settings: dict[str, Any]) -> str:
+def state(name: str, settings: Any) -> str:
     """Gives the folder for what an interrupted job has done; other settings have another one."""
     return f"results/state/{name.replace('/', '-')}-{fingerprint(settings)}"

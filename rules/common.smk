@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 from kt import config as schema
 from kt import workflow as plan
+from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
-from kt.ingest import FEWEST
 from kt.sources.pictures import count_pictures, has_labels
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their

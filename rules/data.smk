@@ -24,7 +24,7 @@ rule ingest:
         dataset=lambda w: dumps(SETTINGS.datasets[w.dataset]),
         seed=SETTINGS.seed,
         state=lambda w: plan.state(
-            f"ingest-{w.dataset}", SETTINGS.seed, dumps(SETTINGS.datasets[w.dataset])
+            f"ingest-{w.dataset}", [SETTINGS.datasets[w.dataset], SETTINGS.seed]
         ),
         stage_version=2,
     message:

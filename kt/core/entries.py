@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kt.core.images import SPLITS
 from kt.core.step import DataError
 
-POOL, TRAIN, TEST = SPLITS
+SPLITS = POOL, TRAIN, TEST = ("train-unlabelled", "train", "test")
+FEWEST = 10  # images to learn from without labels
 # What a name may end with to count as a picture. The content, not the name, decides how it is read.
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
@@ -31,7 +31,7 @@ class Entry:
     """One file of a source.
 
     Attributes:
-        split: One of `kt.core.images.SPLITS`.
+        split: One of `SPLITS`.
         key: Unique name, clean UTF-8.
         class_name: None where unknown.
         read: Gives the bytes of an image file, or pixels (H, W) or (H, W, 3) uint8; valid only

@@ -21,8 +21,6 @@ import numpy as np
 from kt.core import blocks, encoded, table
 from kt.core.step import DataError
 
-SPLITS = ("train-unlabelled", "train", "test")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pack:
