@@ -80,7 +80,7 @@ def test_pictures_hold_nothing_of_their_labels(root, out):
     pack(root, out)
     for split in SPLITS:
         with table.read(out / f"{split}.h5", "images", {"images": 4, "keys": 1}) as file:
-            assert sorted(file) == ["images", "keys"]
+            assert sorted(file) == ["images", "images_checks", "keys"]
 
 
 def test_without_labelled_splits_they_have_no_rows(tmp_path, out):
