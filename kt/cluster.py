@@ -230,9 +230,7 @@ def fit(rows, settings: config.Clustering, k: int, seed: int) -> tuple[np.ndarra
             "cluster: warm start (clustering.warm_start = %d), %d iterations on %d of %d rows, "
             "then %d on all", settings.warm_start, early, len(picked), len(rows), iterations,
         )  # fmt: skip
-        nothing = Transform(np.zeros(rows.shape[1], np.float32), None, False)
-        taken = blocks.each(lambda first, block: _taken(first, block, picked, nothing), rows)
-        some = np.concatenate(list(taken))
+        some = blocks.take(rows, picked)
         start, _ = kmeans(some, k, early, redo, settings.spherical, seed)
     return kmeans(rows, k, iterations, redo, settings.spherical, seed, start)
 

@@ -210,7 +210,8 @@ def test_too_many_broken_files_end_the_run_and_are_named_in_the_log(place, tmp_p
     log = (tmp_path / "run/results/logs/ingest/images.log").read_text()
     assert "20 of 60 chosen files are bad" in log and "bird/000.png" in log
     assert "pretext_train" not in output(done).split("Job stats")[1].split("Select jobs", 1)[1]
-    assert not list((tmp_path / "run/results").rglob("*.h5"))
+    made = (tmp_path / "run/results").rglob("*.h5")
+    assert not [path for path in made if "state" not in path.parts]  # shards serve the next try
 
 
 def test_a_relative_path_is_meant_from_where_the_user_stands(place, tmp_path):

@@ -119,6 +119,12 @@ def test_rows_in_a_file_give_the_same_bits_as_rows_in_memory(small_blocks, tmp_p
     assert os.listdir(tmp_path) == []  # the file has no name
 
 
+def test_taking_rows_equals_fancy_indexing(small_blocks, tmp_path):
+    rows = gaussians(300, 6)
+    for picked in (np.arange(300), np.array([0, 36, 37, 299]), np.arange(40, 60), np.arange(0)):
+        assert np.array_equal(blocks.take(on_disk(tmp_path, rows), picked), rows[picked])
+
+
 def test_any_number_of_threads_gives_the_same_bits(small_blocks, monkeypatch):
     rows, found = gaussians(300, 6), []
     for threads in ("1", "2", "5"):

@@ -67,9 +67,11 @@ def add(
     if contiguous or 0 in shape:
         return file.create_dataset(name, shape, dtype)
     rows = max(1, min(shape[0], CHUNK_ROWS, CHUNK_BYTES // max(_row_bytes(shape, dtype), 1)))
-    chunks, cache = (rows, *shape[1:]), 2 * rows * _row_bytes(shape, dtype)
+    chunk_bytes = rows * _row_bytes(shape, dtype)
+    # HDF5's own cache of 8 MiB is the fastest; narrow arrays would fill it as they grow longer.
+    cache = 2 * chunk_bytes if rows == CHUNK_ROWS else None
     return file.create_dataset(
-        name, shape, dtype, chunks=chunks, fletcher32=True, rdcc_nbytes=cache
+        name, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True, rdcc_nbytes=cache
     )
 
 
