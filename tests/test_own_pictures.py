@@ -174,3 +174,24 @@ def test_a_stopped_training_keeps_its_state_and_goes_on_to_the_same_weights(plac
         json.loads((at / "model.json").read_text()) for at in (tmp_path / "model", done / TARGET)
     )
     assert mine["digest"] == whole["digest"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_and_the_same_command_again_go_on_in_the_middle_of_an_epoch(
+    place, done, tmp_path, number
+):
+    folder, log = tmp_path / "stopped", tmp_path / "log"
+    process = start(command(folder, place / NAME, files=[place / "brief.yaml"]), ROOT, log)
+    wait_for(r"deep s0: 114 images, 200 epochs", log, process)
+    time.sleep(0.2)
+    os.killpg(process.pid, number)  # as the terminal does for Ctrl-C, and a scheduler at its limit
+    code = process.wait(60)
+    stopped = re.search(r"stopped at step (\d+); run it again to go on", log.read_text())
+    assert stopped and "Traceback" not in log.read_text(), log.read_text()
+    assert code == 75 if number == signal.SIGTERM else code, log.read_text()
+    finished = again(place, folder)
+    assert finished.returncode == 0, output(finished)
+    assert f"deep s0: goes on at step {stopped[1]} of 600" in output(finished)
+    assert metrics(folder) == metrics(done)
+    weights = [at / TARGET / "model.safetensors" for at in (folder, done)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
