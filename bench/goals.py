@@ -57,7 +57,7 @@ ROWS = [
         "target, 64 px", cuda=True),
     Row("extract_of_bare", "training", 0.95, AT_LEAST, "share",
         "feature extraction into a table: the bare channels_last loop that throws its results "
-        "away, as a share of the step's seconds without start-up; worst of 28 and 64 px"),
+        "away, as a share of the step's seconds without start-up; worst of 28 and 64 px", rounds=3),
     Row("kmeans_vs_faiss", "clustering", 1.1, AT_MOST, "x",
         "the whole `kt.cluster` step, start-up included, in times of bare `faiss.Kmeans` on an "
         "array in memory: 100,000 x 512, k = 2,000, 20 iterations, all rows", rounds=1, limit=420),
@@ -83,8 +83,7 @@ ROWS = [
     Row("noop_seconds", "workflow", 1.5, AT_MOST, "s",
         "`snakemake --cores 2` once more on a finished run"),
     Row("heavy_start_seconds", "workflow", 2.3, AT_MOST, "s",
-        "from the start of `python -m kt.pretext_train` to its first line of work: everything that "
-        "it imports"),
+        "from the start of `python -m kt.pretext_train` to the line that begins its work"),
     Row("growth_clustering_n", "growth", 1.05, AT_MOST, "exponent",
         "seconds of clustering, by images: 12,500 to 100,000"),
     Row("growth_clustering_d", "growth", 1.05, AT_MOST, "exponent",

@@ -19,12 +19,8 @@ from kt.core import images, table
 ROOT = Path(__file__).parent.parent
 # Whether `puzzles` gives each batch in memory of its own; the floor is then held to the same.
 FRESH_MEMORY = True
-# What `kt.pretext_train`, the heaviest step, has imported when it looks at its first image.
-HEAVY_IMPORTS = (
-    "import kt.pretext_train, torch, kt.core.backbone, kt.core.images, kt.core.model, "
-    "kt.core.resume, kt.core.table, kt.core.task, kt.core.tiles, kt.core.training, "
-    "kt.backbones.residual;"
-)
+# What `kt.pretext_train`, the heaviest step, says when all is imported and its first step is due.
+FIRST_LINE_OF_WORK = "images, 1 epochs"
 CLUSTERING = {
     "centre": False, "pca": None, "whiten": False, "l2": False, "spherical": False,
     "iterations": 20, "redo": 1,
@@ -249,6 +245,24 @@ def ingest_command(archive: Path, size: int, output: Path, threads: int) -> list
     }  # fmt: skip
     dataset = config.dumps(config.Dataset(**values))
     return command("ingest", dataset=dataset, seed=0, output=output, threads=threads)
+
+
+def pretext_command(pack: Path, report: Path, output: Path, threads: int) -> list[str]:
+    """Gives the command that trains the default run's teacher for one epoch.
+
+    Args:
+        pack: Images.
+        report: Where a data report with mean and standard deviation is written.
+        output: Folder of the model.
+        threads: CPU threads.
+    """
+    part = settings(28).teachers["deep"]
+    report.write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}')
+    values = {name: config.dumps(getattr(part, name)) for name in ("backbone", "task", "training")}
+    return command(
+        "pretext_train", pack=pack, data_report=report, epochs=1, seed=0, output=output,
+        threads=threads, **values,
+    )  # fmt: skip
 
 
 def cluster_command(features: Path, k: int, iterations: int, output: Path, threads: int):

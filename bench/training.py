@@ -15,7 +15,7 @@ from bench.measure import Measured, Run, alternate, seconds, speeds, worst
 SECONDS = 1.5  # that a bare training should last
 READY = 8  # batches that stand ready, taken in turn
 IMAGES = {"cpu": 1024, "cuda": 8192}  # of an epoch
-EXTRACTED = {28: 16384, 64: 4096}  # size: images
+EXTRACTED = {28: 8192, 64: 2048}  # size: images
 BATCH = 256
 
 

@@ -10,7 +10,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import product
+from bench import drawn, product
 from bench.measure import Measured, Run, alternate, costs, seconds
 
 REDUCED = """\
@@ -115,15 +115,23 @@ def noop_seconds(run: Run) -> Measured:
 
 
 def heavy_start_seconds(run: Run) -> Measured:
-    """Times a process that imports what training a teacher imports."""
-    command = [sys.executable, "-c", product.HEAVY_IMPORTS + "import time; print(time.time())"]
+    """Times the heaviest step from the start of its process to the line that begins its work."""
+    pack = product.write_pack(run.scratch / "start.h5", drawn.images(256, 28), drawn.keys(256))
+    command = product.pretext_command(
+        pack, run.scratch / "start.json", run.scratch / "started", run.cores
+    )
 
     def start() -> float:
-        begun = time.time()
-        done = subprocess.run(
-            command, cwd=product.ROOT, check=True, capture_output=True, text=True
-        )  # fmt: skip
-        return float(done.stdout) - begun
+        begun, found = time.perf_counter(), None
+        with subprocess.Popen(
+            command, cwd=product.ROOT, stderr=subprocess.PIPE, text=True
+        ) as process:  # fmt: skip
+            for line in process.stderr:
+                if found is None and product.FIRST_LINE_OF_WORK in line:
+                    found = time.perf_counter() - begun
+        if found is None or process.returncode:
+            raise RuntimeError(f"no line with {product.FIRST_LINE_OF_WORK!r}, or a failure")
+        return found
 
     start()
     return Measured([start() for _ in range(run.rounds)], "a clock")
