@@ -60,14 +60,14 @@ ROWS = [
         "away, as a share of the step's seconds without start-up; worst of 28 and 64 px", rounds=3),
     Row("kmeans_vs_faiss", "clustering", 1.1, AT_MOST, "x",
         "the whole `kt.cluster` step, start-up included, in times of bare `faiss.Kmeans` on an "
-        "array in memory: 100,000 x 512, k = 2,000, 20 iterations, all rows", rounds=1, limit=420),
+        "array in memory: 100,000 x 512, k = 2,000, 20 iterations, all rows", rounds=1, limit=600),
     Row("assign_of_gemm", "clustering", 0.70, AT_LEAST, "share",
         "assignment streamed from a table, the whole step without start-up: the plain matrix "
         "product of the same rows and centroids as a share of its seconds (100,000 x 512, "
         "k = 2,000)", rounds=3),
     Row("memory_growth", "memory", 1.05, AT_MOST, "x",
         "peak anonymous memory of a step at 200,000 images in times of that at 50,000; worst of "
-        "ingest, features, cluster, pseudo_labels", rounds=1),
+        "ingest, features, cluster, pseudo_labels", rounds=1, limit=600),
     Row("hdf5_write_of_raw", "tables", 0.25, AT_LEAST, "share",
         "writing a features table (50,000 x 512): write and fsync of the same bytes as a share of "
         "its seconds"),
@@ -76,7 +76,7 @@ ROWS = [
         "against the product's way", rounds=3),
     Row("new_k_of_full", "workflow", 0.25, AT_MOST, "share",
         "seconds of one more k against those of the whole default run; reduced (effort 0.2, one "
-        "seed, a quarter of the images) unless `--full` is given", rounds=1, limit=420),
+        "seed, a quarter of the images) unless `--full` is given", rounds=1, limit=600),
     Row("workflow_overhead", "workflow", 1.2, AT_MOST, "x",
         "12 light jobs of the finished run (pseudo_labels) through the project's own workflow and "
         "profile, in times of a bare Snakefile's chain of 12 `touch`"),
