@@ -8,7 +8,7 @@ from bench import drawn, product
 from bench.clustering import features
 from bench.measure import Measured, Run, growth
 
-N, D, K, ITERATIONS = 25_000, 128, 128, 10
+N, D, K, ITERATIONS = 25_000, 128, 256, 30
 SIZE = 28
 
 
@@ -39,7 +39,7 @@ def growth_clustering_d(run: Run) -> Measured:
 
 def growth_clustering_k(run: Run) -> Measured:
     """Eightfold clusters."""
-    return _clustering(run, {k: (N, D, k) for k in (64, 128, 256, 512)})
+    return _clustering(run, {k: (N, D, k) for k in (128, 256, 512, 1024)})
 
 
 def _packs(run: Run) -> dict[int, object]:

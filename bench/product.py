@@ -21,15 +21,20 @@ ROOT = Path(__file__).parent.parent
 FRESH_MEMORY = True
 # What `kt.pretext_train`, the heaviest step, says when all is imported and its first step is due.
 FIRST_LINE_OF_WORK = "images, 1 epochs"
-CLUSTERING = {
-    "centre": False, "pca": None, "whiten": False, "l2": False, "spherical": False,
-    "iterations": 20, "redo": 1,
+# Plain k-means on all rows, as bare faiss does it; options not named here are the default run's.
+PLAIN_KMEANS = {
+    "centre": False, "pca": None, "whiten": False, "l2": False, "spherical": False, "redo": 1,
 }  # fmt: skip
 
 
 def settings(size: int) -> config.Config:
     """Gives the default run's settings at 28 px, those of photographs at other sizes."""
     return config.resolve(ROOT, {} if size == 28 else {"images": "photos"})
+
+
+def clustering(iterations: int) -> config.Clustering:
+    """Gives the settings of plain k-means."""
+    return settings(28).clustering.model_copy(update={**PLAIN_KMEANS, "iterations": iterations})
 
 
 # ---------------------------------------------------------------------------- artefacts
@@ -52,16 +57,28 @@ def write_features(path: Path, features: np.ndarray, keys: list[str], block: int
     """Writes a table of features block by block, as `kt.features` does."""
     with table.create(path, "features", {}) as file:
         table.put_strings(file, "keys", keys)
-        dataset = table.add(file, "features", features.shape, np.float32)
+        column = table.Column(file, "features", features.shape, np.float32)
         for first in range(0, len(features), block):
-            dataset[first : first + block] = features[first : first + block]
+            column.append(features[first : first + block])
     return path
 
 
-def sample_features(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Reads some rows (n,), ascending, of a table of features as clustering does."""
-    with table.read(path, "features", {"features": 2, "keys": 1}) as file:
-        return file["features"][...][rows]
+def sampled(number: int, count: int) -> np.ndarray:
+    """Gives the rows that clustering draws of so many, (count,) int64, ascending."""
+    from kt import cluster as stage
+
+    return stage.sample(number, 1, count, 0)
+
+
+def sample_features(path: Path, count: int) -> np.ndarray:
+    """Reads those rows of a table of features as clustering does, (count, D) float32."""
+    from kt import cluster as stage
+    from kt import features
+
+    values = clustering(1).model_copy(update={"sample": 1})
+    with features.read(path) as found:
+        same = stage.Transform(np.zeros(found.rows.shape[1], np.float32), None, False)
+        return stage.training_rows(found.rows, same, values, count, 0, path)
 
 
 def write_model(folder: Path, plugin: config.Plugin, size: int) -> Path:
@@ -109,18 +126,26 @@ def puzzles(task, pack: images.Pack, index, epoch: int):
     """Gives tiles (B, 9, 3, t, t) float32 and labels (B,) of rows (B,), as the training does."""
     import torch
 
-    from kt.core import training
+    from kt.core import delivery
 
-    return training.load_batch(task, pack, index, epoch, torch.device("cpu"))
+    return delivery.load_batch(task, pack, index, epoch, torch.device("cpu"))
 
 
 def deliver(task, pack: images.Pack, batch: int, epoch: int) -> Iterator:
-    """Gives all batches of an epoch ready for the step, by the training's own way."""
+    """Gives all batches of an epoch ready for the step, by as many threads as the training takes.
+
+    Yields:
+        (B, 9, 3, t, t) float32 and (B,) int64.
+    """
     import torch
 
-    order = task.order(torch.arange(len(pack)), epoch)
-    for first in range(0, len(pack) - batch + 1, batch):
-        yield puzzles(task, pack, order[first : first + batch], epoch)
+    from kt.core import delivery, training
+
+    where = torch.device("cpu")
+    order = task.order(torch.arange(len(pack)), epoch)[: len(pack) // batch * batch]
+    threads = training.delivery_threads(where)
+    for _, views, labels in delivery.batches(task, pack, order, batch, epoch, where, threads):
+        yield views, labels
 
 
 def network(kind: str, pack: images.Pack):
@@ -207,7 +232,7 @@ def cluster(features: Path, k: int, iterations: int, output: Path) -> None:
     """Runs `kt.cluster`."""
     from kt import cluster as stage
 
-    values = config.Clustering(**(CLUSTERING | {"iterations": iterations}))
+    values = clustering(iterations)
     stage.run(
         argparse.Namespace(
             features=features, k=k, settings=values, seed=0, output=output, threads=None
@@ -239,11 +264,8 @@ def command(name: str, **options) -> list[str]:
 
 def ingest_command(archive: Path, size: int, output: Path, threads: int) -> list[str]:
     """Gives the command that packs an archive."""
-    values = {
-        "source": "pictures", "path": str(archive), "size": size, "unlabelled": None,
-        "labelled": None, "test": None, "max_bad_fraction": 0.01, "max_pixels": 10**8,
-    }  # fmt: skip
-    dataset = config.dumps(config.Dataset(**values))
+    given = {"path": str(archive), "size": size, "unlabelled": None}
+    dataset = config.dumps(settings(64).datasets["images"].model_copy(update=given))
     return command("ingest", dataset=dataset, seed=0, output=output, threads=threads)
 
 
@@ -267,7 +289,7 @@ def pretext_command(pack: Path, report: Path, output: Path, threads: int) -> lis
 
 def cluster_command(features: Path, k: int, iterations: int, output: Path, threads: int):
     """Gives the command that clusters."""
-    values = config.dumps(config.Clustering(**(CLUSTERING | {"iterations": iterations})))
+    values = config.dumps(clustering(iterations))
     return command(
         "cluster", features=features, k=k, settings=values, seed=0, output=output, threads=threads
     )
