@@ -20,7 +20,8 @@ class Puzzles(Dataset):
         """Keeps the sizes of the product's task and the images (N, 3, S, S) uint8."""
         self.cell, self.tile = task.cell, task.tile
         self.offset, self.shift = task.offset, task.shift
-        self.permutations = task.permutations.numpy()
+        self.permutations = task.permutations.tolist()
+        self.random = None
         self.options, self.pixels = task.options, pixels
 
     def __len__(self) -> int:
@@ -29,9 +30,11 @@ class Puzzles(Dataset):
 
     def __getitem__(self, row: int):
         """Gives nine normalised tiles (9, 3, t, t) float32 and the label."""
-        random = np.random.default_rng([row, int(torch.randint(2**31, ()))])
+        if self.random is None:  # one for each worker, as torch seeds them
+            self.random = np.random.default_rng(torch.initial_seed())
+        random = self.random
         label = int(random.integers(len(self.permutations)))
-        slots = [(self.pixels[row], int(cell)) for cell in self.permutations[label]]
+        slots = [(self.pixels[row], cell) for cell in self.permutations[label]]
         other = self.pixels[random.integers(len(self.pixels))]
         for slot in random.permutation(9)[: random.integers(self.options.occlusions + 1)]:
             slots[slot] = other, int(random.integers(9))
@@ -42,18 +45,19 @@ class Puzzles(Dataset):
             for channel, (top, left) in enumerate(corners[slot]):
                 y, x = top + cell // 3 * self.cell, left + cell % 3 * self.cell
                 tiles[slot, channel] = image[channel, y : y + self.tile, x : x + self.tile]
-        tiles = self.recoloured(torch.from_numpy(tiles), random.random())
-        deviation, mean = torch.std_mean(tiles, (1, 2, 3), correction=0, keepdim=True)
-        return (tiles - mean) / deviation.clamp(min=1.0), label
+        tiles = self.recoloured(tiles, random.random()).reshape(9, -1)
+        tiles -= tiles.mean(1, keepdims=True)
+        deviation = np.sqrt(np.einsum("nd,nd->n", tiles, tiles) / tiles.shape[1])
+        tiles /= np.maximum(deviation, 1.0)[:, None]
+        return torch.from_numpy(tiles).view(9, 3, self.tile, self.tile), label
 
-    def recoloured(self, tiles: torch.Tensor, draw: float) -> torch.Tensor:
+    def recoloured(self, tiles: np.ndarray, draw: float) -> np.ndarray:
         """Makes tiles grey, takes a colour direction out of them, or leaves them."""
         if draw < self.options.grey:
-            return tiles.mean(1, keepdim=True).expand_as(tiles)
-        if draw < self.options.grey + self.options.projection:
-            direction = torch.tensor([-1.0, 2.0, -1.0]) / 6**0.5
-            part = torch.einsum("c,ncyx->nyx", direction, tiles)
-            return tiles - direction[:, None, None] * part[:, None]
+            tiles[:] = tiles.mean(1, keepdims=True)
+        elif draw < self.options.grey + self.options.projection:
+            part = (2 * tiles[:, 1] - tiles[:, 0] - tiles[:, 2]) / 6
+            tiles += part[:, None] * np.array([1, -2, 1], np.float32)[:, None, None]
         return tiles
 
 

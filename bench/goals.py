@@ -42,7 +42,8 @@ ROWS = [
         "image against whole batches", cores=1),
     Row("puzzles_of_floor", "puzzles", 0.15, AT_LEAST, "share",
         "puzzles of 255 px images, one core: seconds of the bare conversion of as many tiles from "
-        "uint8 to float32, as a share of the puzzles' (stretch 0.30)", cores=1),
+        "uint8 to float32, as a share of the puzzles' (stretch 0.30); worst of fresh and ready "
+        "memory", cores=1),
     Row("delivery_vs_dataloader", "delivery", 3, AT_LEAST, "x",
         "puzzles ready for the step, from a pack: torch's DataLoader with 2 workers, puzzles made "
         "image by image, against the training's own delivery; worst of 28, 64 and 255 px"),
@@ -79,7 +80,7 @@ ROWS = [
         "seed, a quarter of the images) unless `--full` is given", rounds=1, limit=600),
     Row("workflow_overhead", "workflow", 1.2, AT_MOST, "x",
         "12 light jobs of the finished run (pseudo_labels) through the project's own workflow and "
-        "profile, in times of a bare Snakefile's chain of 12 `touch`"),
+        "profile, in times of a bare Snakefile's chain of 12 `touch`", rounds=3),
     Row("noop_seconds", "workflow", 1.5, AT_MOST, "s",
         "`snakemake --cores 2` once more on a finished run"),
     Row("heavy_start_seconds", "workflow", 2.3, AT_MOST, "s",

@@ -17,8 +17,6 @@ from kt import config
 from kt.core import images, table
 
 ROOT = Path(__file__).parent.parent
-# Whether `puzzles` gives each batch in memory of its own; the floor is then held to the same.
-FRESH_MEMORY = True
 # What `kt.pretext_train`, the heaviest step, says when all is imported and its first step is due.
 FIRST_LINE_OF_WORK = "images, 1 epochs"
 # Plain k-means on all rows, as bare faiss does it; options not named here are the default run's.

@@ -148,14 +148,15 @@ def table(records: Sequence[dict]) -> str:
 
 
 def cases(records: Sequence[dict]) -> list[str]:
-    """Gives the lines on rows that are the worst of several cases."""
-    lines = ["A row of several cases gives the worst; all of them:", ""]
-    for one in records:
-        found = (one["more"] or {}).get("cases")
-        if found:
-            shown = ", ".join(f"{case} {value:g}" for case, value in found.items())
-            lines.append(f"- `{one['name']}`: {shown}")
-    return lines if len(lines) > 2 else []
+    """Gives the lines on rows that are the worst of several cases, or that tell more."""
+    lines = []
+    for key, text in (("cases", "the worst of"), ("also", "also")):
+        for one in records:
+            found = (one["more"] or {}).get(key)
+            if found:
+                shown = ", ".join(f"{case} {rounded(value):g}" for case, value in found.items())
+                lines.append(f"- `{one['name']}`, {text}: {shown}")
+    return ["Rows of several cases:", "", *lines] if lines else []
 
 
 def origins(records: Sequence[dict]) -> list[str]:

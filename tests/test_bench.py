@@ -140,7 +140,7 @@ def test_new_records_take_the_place_of_old_ones_in_the_order_of_the_rows():
 
 def test_the_page_shows_goals_values_shortfalls_and_the_command_of_each_row(tmp_path):
     records = [recorded("puzzles_vs_lightly", 9.0), recorded("noop_seconds", 1.7)]
-    records[1]["more"] = {"cases": {"one": 1.7, "two": 1.2}}
+    records[1]["more"] = {"cases": {"one": 1.7, "two": 1.2}, "also": {"three": 1.0}}
     results.write(records, tmp_path / "results.json", tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     assert json.loads((tmp_path / "results.json").read_text()) == records
@@ -150,7 +150,8 @@ def test_the_page_shows_goals_values_shortfalls_and_the_command_of_each_row(tmp_
         ["at most 1.50 s", "1.70 s", "SHORTFALL |"],
     ]
     assert all(f'`make bench ARGS="--only {one["name"]}"`' in page for one in records)
-    assert "- `noop_seconds`: one 1.7, two 1.2" in page
+    assert "- `noop_seconds`, the worst of: one 1.7, two 1.2" in page
+    assert "- `noop_seconds`, also: three 1" in page
     assert "2 of 4 cores of made up" in page
 
 
