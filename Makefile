@@ -24,7 +24,7 @@ PYTHON ?= $(shell for below in 14 99; do for p in python3 python3.13 python3.12 
 # The jobs of the workflow say `python`, and find the environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test drill fuzz lint lock docs clean
+.PHONY: help setup demo test drill fuzz bench lint lock docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,16 @@ fuzz: $(READY) ## read damaged files and odd configurations for MINUTES; SEED=
 	@echo "[fuzz] reading damaged files for $(MINUTES) minutes"
 	@PYTHONPATH="$(CURDIR)" python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
+# Peers only add to the environment: what the product itself is pinned to, they must take as it is.
+$(VENV)/.bench: $(READY) bench/requirements.txt
+	@echo "[bench] installing the peers"
+	@uv pip install --quiet --python $(VENV) --require-hashes --build-constraints requirements.txt \
+		--constraints requirements.txt --requirements bench/requirements.txt
+	@touch $@
+
+bench: $(VENV)/.bench ## compare with peers and floors, 15 minutes; ARGS="--only NAME", "--list"
+	@python -m bench $(ARGS)
+
 lint: $(READY) ## check style and the workflow's rules
 	ruff check .
 	ruff format --check .
@@ -87,6 +97,9 @@ lint: $(READY) ## check style and the workflow's rules
 lock: $(READY) ## remake requirements.txt from pyproject.toml; ARGS=--upgrade moves to newer versions
 	uv pip compile pyproject.toml --extra dev --output-file requirements.txt --quiet \
 		--universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url $(ARGS)
+	uv pip compile bench/requirements.in --output-file bench/requirements.txt --quiet \
+		--universal --python-version 3.11 --generate-hashes --constraints requirements.txt \
 		--no-header --no-annotate --no-emit-index-url $(ARGS)
 
 docs: $(READY) ## remake the reference of the configuration from its schema
