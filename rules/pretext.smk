@@ -31,7 +31,7 @@ rule pretext_train:
         epochs=lambda w: pretext_params(w)["epochs"],
         budget=lambda w: pretext_params(w)["budget"],
         seed=lambda w: pretext_params(w)["seed"],
-        stage_version=1,
+        stage_version=2,
     message:
         "pretext_train {wildcards.teacher} s{wildcards.seed}"
     shell:
