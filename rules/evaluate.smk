@@ -35,7 +35,7 @@ rule evaluate:
         state=lambda w: plan.state(
             f"{w.model}/{w.job}", {"evaluations": JOBS[w.job], "seed": SETTINGS.seed}
         ),
-        stage_version=2,
+        stage_version=3,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
