@@ -168,3 +168,13 @@ def test_batches_of_an_encoded_pack_are_those_of_its_decoded_pixels(folders, kin
     for (rows, views, known), (same, expected, true) in zip(one, two, strict=True):
         assert torch.equal(rows, same) and torch.equal(known, true)
         assert torch.equal(views, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_encoded_packs_stream_as_packs_of_pixels_do(folders, batch):
+    path = folders / "jpeg" / f"{POOL}.h5"
+    keys, found = zip(*images.stream(path, batch), strict=True)
+    whole = images.read_pack(path)
+    assert [key.decode() for part in keys for key in part.tolist()] == whole.keys
+    assert np.array_equal(np.concatenate(found), whole.images[:])
+    assert images.layout(path).shape == whole.images.shape
