@@ -28,7 +28,7 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 # What PyYAML raises on numbers, dates and nesting that are none, beside its own errors.
 CRASHES = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]  # part of file names
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 

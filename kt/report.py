@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from kt.core import figures, pictures, step, summary, table, verdict
 from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_targets
@@ -99,7 +97,7 @@ def read_settings(text: str) -> dict[str, Any]:
 
 def read_origin(path: Path) -> tuple[str, dict[str, Any]]:
     """Gives the step that wrote a table, and where the table comes from."""
-    with h5py.File(path, "r") as file:
+    with table.opened(path) as file:
         return table.text(file, "format"), json.loads(table.text(file, "provenance"))
 
 

@@ -22,11 +22,11 @@ import drawing
 import torch
 from running import ROOT
 
+from kt import config
 from kt.core import ending, resume, step
 
-IMAGES = {
+IMAGES = config.resolve(ROOT, {"images": "x"}).datasets["images"].model_dump() | {
     "source": "folder", "size": 28, "unlabelled": None, "labelled": None, "test": None,
-    "max_bad_fraction": 0.0, "max_pixels": 10**6,
 }  # fmt: skip
 EVALUATIONS = {"knn": {"neighbours": 3, "temperature": 0.07, "map": 1}}
 FORKS = multiprocessing.get_context("forkserver")

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from kt.core import blocks, encoded, table
@@ -187,9 +186,9 @@ def _checked(path: Path, found: Layout, least: int) -> Iterator[tuple[int, np.nd
 def _is_encoded(path: Path) -> bool:
     """Says whether a readable pack holds JPEGs; of anything else `table.read` tells the fault."""
     try:
-        with h5py.File(path, "r") as file:
+        with table.opened(path) as file:
             return "data" in file and "images" not in file
-    except OSError:
+    except (OSError, DataError):
         return False
 
 

@@ -184,6 +184,8 @@ def read(path: Path, format: str, arrays: dict[str, int]) -> Iterator[h5py.File]
         try:
             _check(file, path, format, arrays)
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if lack(error):
+                raise
             raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
         try:
             yield file
@@ -239,11 +241,27 @@ def _check_array(file: h5py.File, path: Path, name: str) -> None:
 # ---------------------------------------------------------------------------- digests
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Opens an HDF5 file for a look at its names and texts, unchecked.
+
+    Raises:
+        DataError: It is damaged where one looks.
+    """
+    try:
+        with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES) as file:
+            yield file
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if getattr(error, "errno", None) is not None or lack(error):
+            raise
+        raise DataError(f"{path} is damaged ({error}); {REMOVE}") from error
+
+
 def digest(path: Path) -> str:
     """Gives the digest of an artefact: an HDF5 table's own, the SHA-256 of any other file."""
     path = Path(path)
     if path.suffix == ".h5":
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             return text(file, "digest")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
