@@ -20,7 +20,7 @@ from kt.core.decode import BadImage, decode
 from kt.core.step import ConfigError, DataError, StepError
 from kt.sources import torchvision
 
-NASTY = 'x\'; touch harmed; "$(touch harmed)`touch harmed`"'
+NASTY = 'x\'; touch harmed; "$(touch harmed)`touch harmed`" end'
 # What a command may hold without quotes: numbers that the configuration has checked.
 NUMBERS = {"{threads}", "{params.epochs}", "{params.seed}", "{params.seeds}", "{params.map}",
            "{wildcards.k}", "{resources.processes}"}  # fmt: skip
