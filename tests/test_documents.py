@@ -105,6 +105,17 @@ def test_the_map_of_the_code_holds_every_module_once_and_no_other():
     assert sorted(mapped) == sorted(path.relative_to(ROOT).as_posix() for path in modules)
 
 
+def test_every_fault_names_tests_that_exist():
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [row for row in re.findall(r"^\| (.*) \|$", text, re.M) if row[:3] not in ("---", "fau")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rsplit(" | ", 1)[1])
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), test
+
+
 def test_the_exit_codes_are_the_promised_ones():
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
