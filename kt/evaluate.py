@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates each seed's model and gathers the records."""
-    from kt.core import model, resume, table, training
+    from kt.core import hardware, model, resume, table
 
     if len(arguments.model) != len(arguments.seeds):
         raise step.ConfigError("--model and --seeds: expected as many seeds as models")
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     packs = [table.digest(path) for path in sorted(arguments.data.glob("*.h5"))]
     state = resume.place(arguments.state, [*digests, *packs])
     for folder, digest, seed in zip(arguments.model, digests, arguments.seeds, strict=True):
-        backbone = model.load(folder, training.device())
+        backbone = model.load(folder, hardware.device())
         for name, values in arguments.evaluations.items():
             place = state and state / f"{name}-{seed}"
             fields = {**arguments.describe, "evaluation": name, "seed": seed}

@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from kt.core import images, model, table, training
+    from kt.core import hardware, images, model, table
 
     pack = images.layout(arguments.pack)
     number = pack.shape[0]
-    backbone = model.load(arguments.model, training.device()).to(memory_format=torch.channels_last)
+    backbone = model.load(arguments.model, hardware.device()).to(memory_format=torch.channels_last)
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))

@@ -87,11 +87,12 @@ def _job(arguments, backbone, context, pack, train, held_out):
     import torch
 
     from kt.core import resume, table, training
+    from kt.core.network import Network, multiply_adds
 
     task = build_task(arguments.task, context)
     digest = table.digest(arguments.pack)
     torch.manual_seed(arguments.seed)  # the head's weights
-    network = training.Network(backbone, task)
+    network = Network(backbone, task)
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
@@ -100,7 +101,7 @@ def _job(arguments, backbone, context, pack, train, held_out):
     )  # fmt: skip
     if arguments.budget:
         cost = sum(map(_cost, arguments.budget))
-        job.epochs = max(1, round(cost / training.multiply_adds(network, task) / len(train)))
+        job.epochs = max(1, round(cost / multiply_adds(network, task) / len(train)))
         step.log.info("%s: the summed multiply-adds buy %d epochs", job.name, job.epochs)
     return job
 
@@ -114,6 +115,7 @@ def _cost(part: dict) -> float:
     import torch
 
     from kt.core import images, model, training
+    from kt.core.network import Network, multiply_adds
     from kt.core.task import Context
 
     pack = images.read_pack(Path(part["pack"]))
@@ -122,7 +124,7 @@ def _cost(part: dict) -> float:
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
     task = build_task(config.check(config.Plugin, part["task"]), context)
     backbone = model.fresh(config.check(config.Plugin, part["backbone"]), 0)
-    return training.multiply_adds(training.Network(backbone, task), task) * part["epochs"] * number
+    return multiply_adds(Network(backbone, task), task) * part["epochs"] * number
 
 
 def build_task(plugin: config.Plugin, context):
@@ -160,16 +162,17 @@ def fingerprint(arguments: argparse.Namespace) -> dict:
 
 def training_summary(job) -> dict:
     """Gives what model.json says of a training: settings, images, cost, device."""
-    from kt.core import parallel, training
+    from kt.core import hardware, parallel
+    from kt.core.network import multiply_adds
 
     last = job.network.backbone.mean.device
     return {
         **job.settings.model_dump(),
         "epochs": job.epochs,
         "images": len(job.train),
-        "multiply_adds": training.multiply_adds(job.network, job.task),
+        "multiply_adds": multiply_adds(job.network, job.task),
         "processes": parallel.size(),
-        "computed_in": str(training.precision(job.settings.precision, last)),
+        "computed_in": str(hardware.precision(job.settings.precision, last)),
         "device": str(last),
     }
 

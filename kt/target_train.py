@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from kt.core import images, model, parallel, resume, table, training
+    from kt.core.network import Network
     from kt.pretext_train import (
         build_task,
         fingerprint,
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     digests = [table.digest(arguments.pack), table.digest(parent)]
     torch.manual_seed(arguments.seed)  # the head's weights
     job = training.Job(
-        training.Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
+        Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
         resume.place(arguments.state, digests), {**fingerprint(arguments), "digests": digests},
         arguments.delivery_threads,

@@ -18,6 +18,7 @@ from drawing import encoded, picture
 import kt
 from kt import config, evaluate, ingest, reference
 from kt.core import backbone, judge, model, step, table, training
+from kt.core.network import Network
 from kt.core.task import normalise
 from kt.pretext_train import build_task
 
@@ -188,7 +189,7 @@ def test_the_task_of_the_howto_is_learned_by_the_backbone_of_the_howto(plugins):
     pixels[:, :, :8] //= 4  # the upper half is dark: the turn can be seen
     rows = torch.arange(64)
     task = build_task(config.Plugin(name="rotation", turns=4), crafted.context(16, 64))
-    network = training.Network(backbone.build("separable", {"widths": [8, 16]}), task)
+    network = Network(backbone.build("separable", {"widths": [8, 16]}), task)
     settings = crafted.training(lr=0.01, batch=16)
     job = training.Job(
         network, task, crafted.pack(pixels), rows, rows[:0], settings, 12, 0, "turns"

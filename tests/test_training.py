@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kt.core import model, training
+from kt.core.network import Network, multiply_adds
 from kt.core.optimiser import Optimiser
 from kt.core.step import DataError
 
@@ -20,7 +21,7 @@ def job(task, pixels, held_out=0, epochs=1, backbone=crafted.PLAIN, seed=0, **se
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         trunk = model.fresh(crafted.plugin(backbone), seed)
-        network = training.Network(trunk, task)
+        network = Network(trunk, task)
     rows = torch.arange(len(pixels))
     train, held = rows[: len(rows) - held_out], rows[len(rows) - held_out :]
     return training.Job(
@@ -218,7 +219,7 @@ def test_multiply_adds_are_those_counted_by_hand():
     pixels, labels = crafted.discs(6, 12)
     one = job(crafted.labelling(12, labels), pixels)
     by_hand = 6 * 6 * 8 * 27 + 3 * 3 * 16 * 72 + 16 * 3
-    assert training.multiply_adds(one.network, one.task) == by_hand
+    assert multiply_adds(one.network, one.task) == by_hand
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
@@ -227,8 +228,8 @@ def test_multiply_adds_are_those_of_torchs_own_counter(name):
 
     backbone = crafted.plugin({"name": "torchvision", "model": name, "last": None})
     task = crafted.jigsaw(96, 4)
-    network = training.Network(model.fresh(backbone, 0), task).eval()
+    network = Network(model.fresh(backbone, 0), task).eval()
     views = torch.zeros(1, task.num_views, 3, task.view_size, task.view_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(views)
-    assert training.multiply_adds(network, task) == counter.get_total_flops() / 2
+    assert multiply_adds(network, task) == counter.get_total_flops() / 2

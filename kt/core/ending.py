@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 
 log = logging.getLogger("kt")
 
@@ -96,6 +97,29 @@ def catch_signals() -> None:
 
 if _is_program():  # at once, since imports take a second
     catch_signals()
+
+
+class Flag:
+    """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 sets an event, a second exits."""
+
+    def __enter__(self) -> threading.Event:
+        """Takes the signals over and gives the event."""
+        self.event = threading.Event()
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self.before[number] = signal.signal(number, self._on_signal)
+        return self.event
+
+    def _on_signal(self, number, frame) -> None:
+        if self.event.is_set():
+            os._exit(Interrupted.exit_code)
+        self.event.set()
+
+    def __exit__(self, *exception) -> None:
+        """Gives the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def _explained(error: BaseException) -> StepError | None:

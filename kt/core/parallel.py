@@ -16,6 +16,8 @@ import os
 import torch
 from torch import Tensor, distributed, nn
 
+from kt.core import hardware
+
 TIMEOUT = datetime.timedelta(minutes=5)  # a lost process ends the others after this, at the latest
 
 
@@ -29,17 +31,10 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def device() -> torch.device:
-    """Gives the device of this process: its own GPU when there is one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
 def connect() -> None:
     """Joins the processes that torchrun started."""
     if size() > 1 and not distributed.is_initialized():
-        where = device()
+        where = hardware.device()
         if where.type == "cuda":
             torch.cuda.set_device(where)
         backend = "nccl" if where.type == "cuda" else "gloo"

@@ -11,45 +11,27 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kt.config import Training
-from kt.core import draws, lock, parallel, resume, step
-from kt.core.backbone import Backbone
+from kt.core import draws, hardware, lock, parallel, resume, step
 from kt.core.delivery import batches, load_batch
+from kt.core.ending import Flag
 from kt.core.images import Pack
+from kt.core.network import Network
 from kt.core.optimiser import Optimiser
 from kt.core.step import ConfigError, DataError, Interrupted, log
 from kt.core.task import Task
 
 VALIDATIONS = 20  # at most so many over a training
 LOOK = 20  # steps between two looks at the loss on an accelerator: each one waits for it
-MOST_DELIVERY_THREADS = 4
-
-
-class Network(nn.Module):
-    """A backbone under a task's head."""
-
-    def __init__(self, backbone: Backbone, task: Task):
-        """Builds the head for the maps that the task's views give."""
-        super().__init__()
-        self.backbone = backbone
-        self.head = task.head(backbone.map_shape(task.view_size))
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Maps views (B, V, 3, h, w) to logits (B, C)."""
-        images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        maps = self.backbone(images)
-        return self.head(maps.unflatten(0, views.shape[:2]))
 
 
 @dataclasses.dataclass
@@ -87,37 +69,6 @@ class Job:
     delivery: int | None = None
 
 
-def device() -> torch.device:
-    """Gives the device that trains: CUDA when there is one."""
-    return parallel.device()
-
-
-def delivery_threads(where: torch.device) -> int:
-    """Gives the threads that fill batches ahead where nothing is said: none on a single core."""
-    cores = torch.get_num_threads()
-    if where.type == "cuda":
-        return min(MOST_DELIVERY_THREADS, cores)
-    return int(cores > 1)
-
-
-def precision(wanted: str, where: torch.device) -> torch.dtype:
-    """Gives the type that convolutions are computed in.
-
-    bfloat16 pays only where the hardware computes it (measured: 1.8x with AVX512-BF16, nothing
-    without), so `auto` asks the hardware.
-    """
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if where.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
-    # Private in torch, so it may be gone in another version: then float32, which is always right.
-    has = (
-        getattr(torch.cpu, name, bool)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return torch.bfloat16 if any(probe() for probe in has) else torch.float32
-
-
 def train(job: Job) -> list[dict]:
     """Trains the network and gives the records of its log, one per epoch.
 
@@ -128,7 +79,7 @@ def train(job: Job) -> list[dict]:
     parallel.connect()
     run = _Run(job)
     run.resume()
-    with _signals() as stop:
+    with Flag() as stop:
         run.loop(stop)
     return run.records
 
@@ -138,8 +89,8 @@ class _Run:
 
     def __init__(self, job: Job):
         self.job, settings = job, job.settings
-        self.device = device()
-        self.dtype = precision(settings.precision, self.device)
+        self.device = hardware.device()
+        self.dtype = hardware.precision(settings.precision, self.device)
         self.batch = global_batch(settings, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
@@ -148,11 +99,11 @@ class _Run:
         self.optimiser = Optimiser(job.network, settings, self.dtype)
         self.network = parallel.wrap(job.network)
         if self.device.type == "cuda":
-            _set_up_cuda(settings)
+            hardware.set_up(settings)
             if settings.compile:
                 self.network = torch.compile(self.network)
         threads = job.delivery
-        self.threads = delivery_threads(self.device) if threads is None else threads
+        self.threads = hardware.delivery_threads(self.device) if threads is None else threads
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
@@ -317,15 +268,6 @@ def global_batch(settings: Training, number: int) -> int:
     return min(settings.batch, number // processes * processes)
 
 
-def _set_up_cuda(settings: Training) -> None:
-    """Lets matrix products in float32 use TF32, and picks convolutions by timing them."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
 @torch.no_grad()
 def validate(
     network: Network, task: Task, pack: Pack, index: Tensor, batch: int
@@ -373,51 +315,6 @@ def pack_batches(pack: Pack, index: Tensor, batch: int):
         yield torch.from_numpy(np.ascontiguousarray(pack.images[part.numpy()]))
 
 
-def multiply_adds(network: Network, task: Task) -> float:
-    """Gives the multiply-adds of one forward pass of one image with all its views.
-
-    Convolutions and matrix products alone count, as in torch's FlopCounterMode, which would bring
-    in torch's compiler (1.6 s a job) and is the reference in the tests.
-    """
-    counted = []
-
-    def count(layer: nn.Module, inputs, output: Tensor) -> None:
-        counted.append(output.numel() * layer.weight[0].numel())
-
-    layers = [part for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    size, training = task.view_size, network.training
-    views = network.backbone.mean.new_zeros(2, task.num_views, 3, size, size)
-    network.eval()
-    with torch.no_grad():
-        network(views)
-    network.train(training)
-    for hook in hooks:
-        hook.remove()
-    return sum(counted) / len(views)
-
-
 def _step_seed(seed: int, number: int) -> int:
     digest = hashlib.blake2b(f"{seed}/step/{number}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-
-
-class _signals:
-    """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 sets an event, a second exits."""
-
-    def __enter__(self) -> threading.Event:
-        self.event = threading.Event()
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self.before[number] = signal.signal(number, self._on_signal)
-        return self.event
-
-    def _on_signal(self, number, frame) -> None:
-        if self.event.is_set():
-            os._exit(Interrupted.exit_code)
-        self.event.set()
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -67,6 +67,7 @@ def run(backbone, data, rows, options: Options, seed: int):
 
     from kt.core import judge, training
     from kt.core import task as tasks
+    from kt.core.network import Network
     from kt.pretext_train import build_task
 
     pack = data.train.pack
@@ -76,7 +77,7 @@ def run(backbone, data, rows, options: Options, seed: int):
     )  # fmt: skip
     task = build_task(options.task, context)
     torch.manual_seed(seed)  # the head's weights
-    network = training.Network(copy.deepcopy(backbone).cpu(), task)
+    network = Network(copy.deepcopy(backbone).cpu(), task)
     epochs = max(1, round(options.images / len(rows)))
     state = data.state and data.state / f"{len(rows)}-labels"
     fingerprint = {"network": judge.weights_digest(backbone), "options": options, "seed": seed}
