@@ -124,8 +124,9 @@ def puzzles(task, pack: images.Pack, index, epoch: int):
     """Gives tiles (B, 9, 3, t, t) float32 and labels (B,) of rows (B,), as the training does."""
     import torch
 
-    from kt.core import delivery
+    from kt.core import delivery, hardware
 
+    hardware.keep_freed_memory()  # every training does by loading the module
     return delivery.load_batch(task, pack, index, epoch, torch.device("cpu"))
 
 
@@ -137,11 +138,11 @@ def deliver(task, pack: images.Pack, batch: int, epoch: int) -> Iterator:
     """
     import torch
 
-    from kt.core import delivery, training
+    from kt.core import delivery, hardware
 
     where = torch.device("cpu")
     order = task.order(torch.arange(len(pack)), epoch)[: len(pack) // batch * batch]
-    threads = training.delivery_threads(where)
+    threads = hardware.delivery_threads(where)
     for _, views, labels in delivery.batches(task, pack, order, batch, epoch, where, threads):
         yield views, labels
 
@@ -155,7 +156,8 @@ def network(kind: str, pack: images.Pack):
     """
     import torch
 
-    from kt.core import model, training
+    from kt.core import model
+    from kt.core.network import Network
     from kt.pretext_train import build_task
 
     chosen = settings(pack.size)
@@ -164,7 +166,7 @@ def network(kind: str, pack: images.Pack):
     about = context(pack) if kind == "pretext" else context(pack, labels, 100)
     task = build_task(part.task, about)
     torch.manual_seed(0)
-    return task, training.Network(model.fresh(part.backbone, 0), task), part.training
+    return task, Network(model.fresh(part.backbone, 0), task), part.training
 
 
 def train(task, net, pack: images.Pack, values: config.Training, epochs: int, folder: Path) -> None:
@@ -193,16 +195,16 @@ def train(task, net, pack: images.Pack, values: config.Training, epochs: int, fo
 
 def device():
     """Gives where a training runs."""
-    from kt.core import training
+    from kt.core import hardware
 
-    return training.device()
+    return hardware.device()
 
 
 def precision(values: config.Training, where):
     """Gives the type that a training computes in."""
-    from kt.core import training
+    from kt.core import hardware
 
-    return training.precision(values.precision, where)
+    return hardware.precision(values.precision, where)
 
 
 # ---------------------------------------------------------------------------- steps in this process

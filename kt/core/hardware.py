@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 
 import torch
@@ -9,6 +11,22 @@ import torch
 from kt.config import Training
 
 MOST_DELIVERY_THREADS = 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed for the next batch.
+
+    By itself it returns pieces of 32 MB and more to the system, which hands out and clears each
+    page anew: most of the time of a batch of puzzles of 255 px (measured: four times the rest).
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+keep_freed_memory()  # before the first batch
 
 
 def device() -> torch.device:
