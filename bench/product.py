@@ -137,11 +137,11 @@ def deliver(task, pack: images.Pack, batch: int, epoch: int) -> Iterator:
     """
     import torch
 
-    from kt.core import delivery, training
+    from kt.core import delivery, hardware
 
     where = torch.device("cpu")
     order = task.order(torch.arange(len(pack)), epoch)[: len(pack) // batch * batch]
-    threads = training.delivery_threads(where)
+    threads = hardware.delivery_threads(where)
     for _, views, labels in delivery.batches(task, pack, order, batch, epoch, where, threads):
         yield views, labels
 
@@ -193,16 +193,16 @@ def train(task, net, pack: images.Pack, values: config.Training, epochs: int, fo
 
 def device():
     """Gives where a training runs."""
-    from kt.core import training
+    from kt.core import hardware
 
-    return training.device()
+    return hardware.device()
 
 
 def precision(values: config.Training, where):
     """Gives the type that a training computes in."""
-    from kt.core import training
+    from kt.core import hardware
 
-    return training.precision(values.precision, where)
+    return hardware.precision(values.precision, where)
 
 
 # ---------------------------------------------------------------------------- steps in this process
