@@ -210,6 +210,13 @@ def precision(values: config.Training, where):
 # ---------------------------------------------------------------------------- steps in this process
 
 
+def hurry() -> None:
+    """Loads what ingest loads for a set of some thousand photographs or more."""
+    from kt.core import decode
+
+    decode.hurry()
+
+
 def decode(payload: bytes, size: int) -> np.ndarray:
     """Gives packed pixels (3, S, S) uint8 of a file's bytes, as ingest does."""
     from kt.core.decode import decode as decoded
