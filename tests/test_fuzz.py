@@ -94,7 +94,7 @@ def test_aliases_that_multiply_are_told_in_a_few_words():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_short_drill_finds_no_difference(tmp_path):
-    files = [overlay(tmp_path / "x.yaml", BRIEF), overlay(tmp_path / "y.yaml", drill.LONGER)]
+    files = [overlay(tmp_path / "x.yaml", BRIEF)]
     with drill.Drill(tmp_path, 0, files, pictures=(40, 0, 0)) as short:
         short.prepare()
         short.run(15)

@@ -142,6 +142,8 @@ def test_a_killed_step_leaves_whole_outputs_or_none(made, tmp_path, name):
         child.kill()
         child.join()
         for path in folder.rglob("[!.]*"):
+            if ".data.ingest" in path.parts:  # its state, which the next run checks
+                continue
             where = made / path.relative_to(folder)
             if path.suffix == ".h5":
                 assert table.digest(path) == table.digest(where)
