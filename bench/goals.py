@@ -73,7 +73,7 @@ ROWS = [
         "writing a features table (50,000 x 512): write and fsync of the same bytes as a share of "
         "its seconds"),
     Row("hdf5_sample_vs_fancy", "tables", 6, AT_LEAST, "x",
-        "reading a random tenth of a features table's rows (100,000 x 512): h5py's fancy indexing "
+        "reading a random half of a features table's rows (100,000 x 512): h5py's fancy indexing "
         "against the product's way", rounds=3),
     Row("new_k_of_full", "workflow", 0.25, AT_MOST, "share",
         "seconds of one more k against those of the whole default run; reduced (effort 0.2, one "
