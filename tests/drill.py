@@ -39,7 +39,7 @@ LONGER = {
     "targets": {"small": {"training": {"epochs": 60}}},
 }
 TIMED = {"seconds", "validation_seconds", "images_per_second", "host", "time", "provenance"}
-LATEST = 8.0  # seconds after which a group is killed, at most; more where the machine is slow
+SOON = 3.0  # mean seconds until a group is killed; more where the machine is slow
 STATES = {"KT_SAVE_SECONDS": "0.2"}  # between the resume states of a training
 
 
@@ -78,7 +78,7 @@ class Drill:
         """Runs everything once, without a kill, and learns the commands of the steps."""
         begun = time.monotonic()
         self.finish(self.whole)
-        self.latest = max(LATEST, (time.monotonic() - begun) / 6)
+        self.mean = max(SOON, (time.monotonic() - begun) / 14)
         shown = subprocess.run(
             command(self.folder / "plan", self.pictures, "-n", "-p", files=self.files),
             cwd=ROOT, env=environment(ROOT), capture_output=True, text=True, check=True,
@@ -114,13 +114,14 @@ class Drill:
         """Runs the workflow, killing its group again and again, until it is finished."""
         while True:
             process = self.workflow(folder)
-            moment = random.uniform(0.3, self.latest) if time.monotonic() < end else None
+            # Mostly soon, now and then late enough for some steps to end.
+            moment = random.exponential(self.mean) if time.monotonic() < end else None
             if not self.killed(process, moment, folder.with_suffix(".log")):
                 break
             self.count("group_kills", "restarts")
         self.compare(folder)
 
-    def kill_steps(self, folder: Path, random, end: float, kills: int = 3) -> None:
+    def kill_steps(self, folder: Path, random, end: float, kills: int = 6) -> None:
         """Runs the steps one by one, each killed a few times on its way, until all are finished."""
         folder.mkdir()
         log = folder.with_suffix(".log")
