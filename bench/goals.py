@@ -68,7 +68,8 @@ ROWS = [
         "k = 2,000)", rounds=3),
     Row("memory_growth", "memory", 1.05, AT_MOST, "x",
         "peak anonymous memory of a step at 200,000 images in times of that at 50,000; worst of "
-        "ingest, features, cluster, pseudo_labels", rounds=1, limit=600),
+        "ingest, features, cluster (with `memory_mb: 1`, from a file), pseudo_labels", rounds=1,
+        limit=600),
     Row("hdf5_write_of_raw", "tables", 0.25, AT_LEAST, "share",
         "writing a features table (50,000 x 512): write and fsync of the same bytes as a share of "
         "its seconds"),

@@ -48,9 +48,9 @@ def extraction(run: Run, number: int) -> list[str]:
 
 
 def cluster(run: Run, number: int) -> list[str]:
-    """Gives the command that clusters so many rows."""
+    """Gives the command that clusters so many rows, as those that do not fit into memory."""
     output = run.scratch / f"clusters-{number}.h5"
-    return product.cluster_command(features(run, number, D), K, ITERATIONS, output, run.cores)
+    return product.cluster_command(features(run, number, D), K, ITERATIONS, output, run.cores, 1)
 
 
 def assign(run: Run, number: int) -> list[str]:

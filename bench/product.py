@@ -294,12 +294,15 @@ def pretext_command(pack: Path, report: Path, output: Path, threads: int) -> lis
     )  # fmt: skip
 
 
-def cluster_command(features: Path, k: int, iterations: int, output: Path, threads: int):
-    """Gives the command that clusters."""
-    values = config.dumps(clustering(iterations))
+def cluster_command(
+    features: Path, k: int, iterations: int, output: Path, threads: int, memory_mb: int = 2000
+) -> list[str]:
+    """Gives the command that clusters; features beyond `memory_mb` stay in a file."""
+    values = clustering(iterations).model_copy(update={"memory_mb": memory_mb})
     return command(
-        "cluster", features=features, k=k, settings=values, seed=0, output=output, threads=threads
-    )
+        "cluster", features=features, k=k, settings=config.dumps(values), seed=0, output=output,
+        threads=threads,
+    )  # fmt: skip
 
 
 def features_command(model: Path, layer: str, pack: Path, output: Path, threads: int) -> list[str]:
