@@ -30,7 +30,7 @@ from kt.core.entries import FEWEST, POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
 from kt.core.rows import Rows
 from kt.core.shards import Shards
-from kt.core.step import DataError, ResourceError, log
+from kt.core.step import DataError, log
 
 MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
 JPEG_BYTES = 1.5  # a pixel, for the estimate of the space
@@ -173,9 +173,7 @@ def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset
     row = dataset.size**2 * (3 if dataset.storage == "pixels" else JPEG_BYTES)
     there = sum(path.stat().st_size for path in state.glob("shard-*.h5"))
     needed = int(2 * number * row) - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(f"{folder}: {needed} bytes are needed for a while, {free} are free")
+    step.check_space(folder / "packs", needed)
 
 
 def _check_faults(rows: Rows, dataset: config.Dataset) -> None:
