@@ -82,8 +82,7 @@ def describe(backbone, layer: str, edge: int, pack: Path) -> Iterator[tuple]:
     for keys, pixels in images.stream(pack, BATCH):
         # Not across the `yield`: it would switch gradients off for whoever asks.
         with torch.inference_mode():
-            batch = backbone.normalise(torch.from_numpy(pixels).to(where))
-            maps = backbone(batch.contiguous(memory_format=torch.channels_last), layer)
+            maps = backbone(backbone.normalise(torch.from_numpy(pixels).to(where)), layer)
             found = pool(maps, edge).cpu().numpy()
         yield keys, found
 

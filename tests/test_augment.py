@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from kt.core import augment, draws
 from kt.core.delivery import load_batch
-from kt.core.task import normalise
 
 LABELS = torch.arange(24) % 3
 
@@ -23,16 +22,6 @@ def pixels_of(found):
     where = crafted.context(1, 1)
     back = found.double() * where.std[:, None, None].double()
     return (back + where.mean[:, None, None].double()).numpy()
-
-
-def test_images_are_normalised_to_zero_mean_and_unit_variance():
-    pixels = torch.from_numpy(crafted.noise(40, 24))
-    scaled = pixels.double() / 255
-    mean, std = scaled.mean((0, 2, 3)).float(), scaled.std((0, 2, 3)).float()
-    found = normalise(pixels, mean, std)
-    assert found.dtype == torch.float32
-    assert found.mean((0, 2, 3)).abs().max() < 1e-5
-    assert found.std((0, 2, 3)).sub(1).abs().max() < 1e-5
 
 
 def test_with_every_option_off_views_are_the_normalised_images():

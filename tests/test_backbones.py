@@ -110,6 +110,19 @@ def test_pooling_averages_to_at_most_the_asked_edge():
     assert torch.allclose(backbones.pool(maps, 2), halves.flatten(1))
 
 
+@pytest.mark.parametrize("shape", [(40, 3, 24, 24), (1, 3, 7, 5)])
+def test_images_are_normalised_by_mean_and_deviation_channel_by_channel(shape):
+    backbone = built(crafted.PLAIN)
+    backbone.mean, backbone.std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    found = backbone.normalise(pixels)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for channel, (mean, std) in enumerate(zip((0.4, 0.5, 0.6), (0.2, 0.3, 0.1), strict=True)):
+        wanted = (pixels[:, channel].double() / 255 - mean) / std
+        assert (found[:, channel] - wanted).abs().max() < 1e-5
+
+
 def test_features_are_the_pooled_maps_of_normalised_images():
     backbone = built(crafted.PLAIN)
     backbone.mean, backbone.std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])

@@ -65,9 +65,10 @@ class ClassificationTask(Task):
         from kt.core import compiled  # costs half a second, and an accelerator needs none of it
 
         found = torch.empty(len(plan["labels"]), *images.shape[1:])
-        theta = plan.get("theta", torch.eye(2, 3).expand(len(found), 2, 3)).numpy()
-        matrix, offset = plan["matrix"].numpy(), plan["offset"].numpy()
-        compiled.crops(images, plan["rows"][:, 0].numpy(), theta, matrix, offset, found.numpy())
+        if "theta" not in plan:
+            plan = plan | {"theta": torch.eye(2, 3).expand(len(found), 2, 3)}
+        drawn = (plan[name].numpy() for name in ("theta", "matrix", "offset"))
+        compiled.crops(images, plan["rows"][:, 0].numpy(), *drawn, found.numpy())
         return found[:, None]
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:

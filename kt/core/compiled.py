@@ -101,31 +101,36 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
         offset: (B, 3) float32, added to them.
         views: (B, 3, h, w) float32 to be filled.
     """
-    height, width = images.shape[2:]
-    low, high = np.empty((2, views.shape[3]), np.int64)
+    height, width = images.shape[2], np.uint64(images.shape[3])  # unsigned: see `_copy`
+    size = np.uint64(views.shape[3])
+    low, high = np.empty((2, views.shape[3]), np.uint64)
     share = np.empty(views.shape[3], np.float32)
-    line = np.empty((3, width), np.float32)
+    line = np.empty((3, images.shape[3]), np.float32)
     for view in range(views.shape[0]):
         image, mix = images[rows[view]], matrix[view]
         for x in range(views.shape[3]):
-            low[x], high[x], share[x] = _between(x, views.shape[3], theta[view, 0], 0, width)
+            low[x], high[x], share[x] = _between(
+                x, views.shape[3], theta[view, 0], 0, images.shape[3]
+            )
         for y in range(views.shape[2]):
-            upper, lower, part = _between(y, views.shape[2], theta[view, 1], 1, height)
+            above, below, part = _between(y, views.shape[2], theta[view, 1], 1, height)
+            upper, lower = np.uint64(above), np.uint64(below)
             for channel in range(3):
+                from_red, from_green, from_blue = mix[channel]
                 for x in range(width):
-                    above = np.float32(image[channel, upper, x])
-                    line[channel, x] = above + part * (image[channel, lower, x] - above)
-            for x in range(views.shape[3]):
-                red = line[0, low[x]] + share[x] * (line[0, high[x]] - line[0, low[x]])
-                green = line[1, low[x]] + share[x] * (line[1, high[x]] - line[1, low[x]])
-                blue = line[2, low[x]] + share[x] * (line[2, high[x]] - line[2, low[x]])
-                for channel in range(3):
-                    views[view, channel, y, x] = (
-                        mix[channel, 0] * red
-                        + mix[channel, 1] * green
-                        + mix[channel, 2] * blue
-                        + offset[view, channel]
-                    )
+                    red = np.float32(image[0, upper, x])
+                    green = np.float32(image[1, upper, x])
+                    blue = np.float32(image[2, upper, x])
+                    red += part * (np.float32(image[0, lower, x]) - red)
+                    green += part * (np.float32(image[1, lower, x]) - green)
+                    blue += part * (np.float32(image[2, lower, x]) - blue)
+                    mixed = from_red * red + from_green * green + from_blue * blue
+                    line[channel, x] = mixed + offset[view, channel]
+            for channel in range(3):
+                for x in range(size):
+                    left = line[channel, low[x]]
+                    right = line[channel, high[x]]
+                    views[view, channel, y, x] = left + share[x] * (right - left)
 
 
 @compiled

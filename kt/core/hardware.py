@@ -62,6 +62,18 @@ def precision(wanted: str, where: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(probe() for probe in has) else torch.float32
 
 
+def generator(where: torch.device) -> torch.Generator:
+    """Gives the generator that layers on a device draw from.
+
+    `torch.manual_seed` seeds those of all kinds of devices, and for kinds that have not started it
+    notes down the call with its stack: 0.4 ms and some memory in each step.
+    """
+    if where.type == "cpu":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[torch.cuda.current_device()]
+
+
 def set_up(settings: Training) -> None:
     """Lets matrix products in float32 use TF32, and picks convolutions by timing them."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

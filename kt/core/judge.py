@@ -67,7 +67,7 @@ def _features(backbone: Backbone, digest: str, pack: Pack, edge: int) -> dict[st
     found: dict[str, list[Tensor]] = {layer: [] for layer in backbone.layers}
     where = backbone.mean.device
     for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
-        images = backbone.normalise(batch.to(where)).contiguous(memory_format=torch.channels_last)
+        images = backbone.normalise(batch.to(where))
         for layer, maps in backbone.maps(images, backbone.layers).items():
             found[layer].append(pool(maps, edge).cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}

@@ -116,9 +116,3 @@ class Task:
             map_shape: (M, h, w) of the backbone's last layer for one view.
         """
         raise RuntimeError(f"{type(self).__name__} must define head")
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scales images of 0..255 to zero mean and unit variance, (..., 3, H, W) float32."""
-    scale = 1.0 / (255.0 * std)
-    return images.to(torch.float32) * scale[:, None, None] - (mean / std)[:, None, None]

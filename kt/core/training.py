@@ -97,6 +97,7 @@ class _Run:
         parallel.synchronise(job.network)
         job.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = Optimiser(job.network, settings, self.dtype)
+        self.dropout = hardware.generator(self.device)
         self.network = parallel.wrap(job.network)
         if self.device.type == "cuda":
             hardware.set_up(settings)
@@ -174,7 +175,7 @@ class _Run:
         """Makes one step; gives the loss, or None where asking would stall an accelerator."""
         settings = self.job.settings
         lr = settings.lr * rate(self.step, self.total, settings)
-        torch.manual_seed(_step_seed(self.job.seed, self.step) + parallel.rank())  # dropout
+        self.dropout.manual_seed(_step_seed(self.job.seed, self.step) + parallel.rank())
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(views)
         loss = functional.cross_entropy(
