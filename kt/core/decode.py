@@ -157,7 +157,7 @@ def _has_end(payload: bytes) -> bool:
     """
     for marker, at in jpeg.markers(payload):
         if marker == jpeg.SCAN:
-            return payload.find(b"\xff\xd9", at) >= 0
+            return payload.rfind(b"\xff\xd9", at) >= 0  # from the end, where it should be
     return True  # an unusual header: Pillow shall judge
 
 
