@@ -48,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     pack = images.layout(arguments.pack)
     number = pack.shape[0]
-    backbone = model.load(arguments.model, hardware.device()).to(memory_format=torch.channels_last)
+    where = hardware.device()
+    hardware.set_up(where)
+    backbone = model.load(arguments.model, where).to(memory_format=torch.channels_last)
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
@@ -75,13 +77,13 @@ def describe(backbone, layer: str, edge: int, pack: Path) -> Iterator[tuple]:
     """Gives keys (B,) bytes and features (B, D) float32 of the pack, batch by batch."""
     import torch
 
-    from kt.core import images
+    from kt.core import hardware, images
     from kt.core.backbone import pool
 
     where = backbone.mean.device
     for keys, pixels in images.stream(pack, BATCH):
         # Not across the `yield`: it would switch gradients off for whoever asks.
-        with torch.inference_mode():
+        with torch.inference_mode(), hardware.mixed(where):
             maps = backbone(backbone.normalise(torch.from_numpy(pixels).to(where)), layer)
             found = pool(maps, edge).cpu().numpy()
         yield keys, found

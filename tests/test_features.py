@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kt import features
-from kt.core import blocks, images, model, table
+from kt.core import blocks, hardware, images, model, table
 from kt.core.step import DataError, ResourceError
 
 
@@ -47,6 +47,17 @@ def test_features_are_those_of_the_network_on_each_image(tmp_path, number):
     with table.read(path, "features", {"features": 2}) as file:
         assert np.array_equal(table.load(file, "features"), found)  # the digest fits
         assert json.loads(table.text(file, "config"))["layer"] == "conv2"
+
+
+def test_mixed_precision_changes_features_by_its_rounding_only(tmp_path, monkeypatch):
+    teacher(tmp_path / "teacher")
+    pack = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(300, 16), crafted.names(300))
+    exact = content(run(tmp_path, pack))[0]
+    half = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(hardware, "mixed", lambda where: half)
+    found = content(run(tmp_path, pack))[0]
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -8,8 +8,6 @@ import os
 
 import torch
 
-from kt.config import Training
-
 MOST_DELIVERY_THREADS = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
@@ -74,10 +72,19 @@ def generator(where: torch.device) -> torch.Generator:
     return torch.cuda.default_generators[torch.cuda.current_device()]
 
 
-def set_up(settings: Training) -> None:
-    """Lets matrix products in float32 use TF32, and picks convolutions by timing them."""
+def set_up(where: torch.device, deterministic: bool = False) -> None:
+    """On CUDA lets float32 products use TF32, and picks convolutions by timing them."""
+    if where.type != "cuda":
+        return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.deterministic:
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def mixed(where: torch.device) -> torch.autocast:
+    """Gives the precision in which features are extracted: mixed on CUDA, float32 on a CPU."""
+    wanted = "auto" if where.type == "cuda" else "float32"
+    dtype = precision(wanted, where)
+    return torch.autocast(where.type, dtype, enabled=dtype != torch.float32)

@@ -99,10 +99,9 @@ class _Run:
         self.optimiser = Optimiser(job.network, settings, self.dtype)
         self.dropout = hardware.generator(self.device)
         self.network = parallel.wrap(job.network)
-        if self.device.type == "cuda":
-            hardware.set_up(settings)
-            if settings.compile:
-                self.network = torch.compile(self.network)
+        hardware.set_up(self.device, settings.deterministic)
+        if settings.compile and self.device.type == "cuda":
+            self.network = torch.compile(self.network)
         threads = job.delivery
         self.threads = hardware.delivery_threads(self.device) if threads is None else threads
         self.step = 0
