@@ -28,6 +28,7 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 200, 200
 # What PyYAML raises on numbers, dates and nesting that are none, beside its own errors.
 CRASHES = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+OF = NAME[:-1] + r"(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]  # part of file names
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -125,6 +126,16 @@ class Teacher(Settings):
     ]
 
 
+class Transfer(Settings):
+    """A kind of transfer, and from which teachers."""
+
+    kind: Annotated[Plugin, Field(description="file of kt/transfers and its options")]
+    of: Annotated[
+        list[Annotated[str, Field(pattern=OF)]],
+        Field(description="`teacher` (all its layers) or `teacher/layer`; []: every teacher"),
+    ]
+
+
 class Clustering(Settings):
     """k-means and the transform before it."""
 
@@ -181,6 +192,9 @@ class Config(Settings):
     use: Annotated[Use, Field(description="which data set serves which step")]
     teachers: Annotated[dict[Name, Teacher], Field(min_length=1, description="by name")]
     clustering: Annotated[Clustering, Field(description="k-means")]
+    transfers: Annotated[
+        dict[Name, Transfer], Field(min_length=1, description="kinds of transfer, by name")
+    ]
     targets: Annotated[dict[Name, Target], Field(min_length=1, description="by name")]
     evaluations: Annotated[
         dict[Name, dict[str, Any]], Field(description="by name of the file in kt/evaluations")
@@ -194,7 +208,7 @@ class Config(Settings):
 
 
 def plugins(kind: str) -> list[str]:
-    """Lists the plug-ins of `tasks`, `backbones`, `sources` or `evaluations`: their file names."""
+    """Lists the plug-ins of a folder of kt (`tasks`, `backbones`, ...): their file names."""
     package = importlib.import_module(f"kt.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
@@ -327,7 +341,7 @@ def resolve(root: Path, overlay: dict[str, Any], check_plugins: bool = True) -> 
     if overlay.get("images"):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     values = merge(values, overlay)
-    for kind in ("datasets", "teachers", "targets", "evaluations"):
+    for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
     if isinstance(values.get("teachers"), dict):
@@ -392,6 +406,15 @@ def _check_names(config: Config) -> None:
         raise ConfigError(
             f"teachers and targets must have different names, both have {sorted(both)}"
         )
+    for name, transfer in config.transfers.items():
+        for part in transfer.of:
+            teacher, _, layer = part.partition("/")
+            known(f"transfers.{name}.of", teacher, config.teachers)
+            if layer and layer not in config.teachers[teacher].layers:
+                raise ConfigError(
+                    f"transfers.{name}.of: {layer!r} is not among teachers.{teacher}.layers"
+                    f"{_nearest(layer, config.teachers[teacher].layers)}"
+                )
     for name in config.verdict:
         known("verdict", name, config.evaluations)
     if len(set(config.clusters)) != len(config.clusters):
@@ -417,6 +440,8 @@ def _check_plugins(config: Config) -> None:
     for name, other in config.targets.items():  # first: teachers may name a target's backbone
         _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
         _check_task(other.task, size["target"], f"targets.{name}.task")
+    for name, transfer in config.transfers.items():
+        _check_plugin("transfers", transfer.kind, f"transfers.{name}.kind")
     for name, teacher in config.teachers.items():
         _check_layers(config, name, teacher)
         if teacher.task:

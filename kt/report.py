@@ -135,11 +135,9 @@ def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
     if model is None or not arguments.pack:
         return None
     record = next(record for record in records if record["model"] == model)
-    wanted = {
-        "teacher": record.get("teacher"),
-        "layer": record.get("teacher_layer"),
-        "k": record.get("k"),
-    }
+    # Of several teachers the first.
+    teacher, layer = (str(record.get(name)).split("+")[0] for name in ("teacher", "teacher_layer"))
+    wanted = {"teacher": teacher, "layer": layer, "k": record.get("k")}
     for path in arguments.pseudo_labels:
         config = pictures.describe_clusters(path)
         if all(str(config.get(name)) == str(value) for name, value in wanted.items()):
@@ -161,10 +159,10 @@ def training_seconds(models, records) -> dict[str, float]:
         if seconds is not None:
             own.setdefault(model["name"], []).append(seconds)
     mean = {name: math.fsum(values) / len(values) for name, values in own.items()}
-    teachers = {record["model"]: record.get("teacher") for record in records}
+    teachers = {r["model"]: (r.get("teacher") or "").split("+") for r in records}
     return {
-        name: mean[name] + (mean.get(teacher, 0.0) if teacher != name else 0.0)
-        for name, teacher in teachers.items()
+        name: mean[name] + sum(mean.get(teacher, 0.0) for teacher in taught_by if teacher != name)
+        for name, taught_by in teachers.items()
         if name in mean
     }
 

@@ -12,21 +12,33 @@ Labels are joined to the images by key; every label must have its image. By hand
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 from kt import config
 from kt.core import step
-from kt.core.step import DataError
+from kt.core.step import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--pack", type=Path, required=True, help="images to train on")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pseudo-labels", type=Path, help="table of clusters, by key")
-    source.add_argument("--labels", type=Path, help="true labels: the supervised bound")
+    parser.add_argument("--labels", type=Path, help="true labels: the supervised bound")
+    parser.add_argument(
+        "--transfer",
+        type=config.json_of(config.Plugin),
+        default=config.Plugin(name="hard"),
+        help="JSON: kind and options",
+    )
+    parser.add_argument(
+        "--pseudo-labels", type=Path, nargs="+", default=[], help="tables of clusters, by key"
+    )
+    parser.add_argument(
+        "--features", type=Path, nargs="+", default=[], help="for kinds that need them"
+    )
+    parser.add_argument("--clusters", type=Path, nargs="+", default=[], help="one for each of them")
     parser.add_argument("--data-report", type=Path, required=True, help="holds mean and std")
     parser.add_argument(
         "--backbone",
@@ -68,15 +80,18 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
     pack = images.read_pack(arguments.pack)
-    labels, num_classes = joined_labels(arguments, pack)
+    labels, num_classes, transfer = what_to_learn(arguments, pack)
+    usable = labels >= 0 if transfer is None else transfer.usable
+    number = num_classes if transfer is None else transfer.outputs
     train, held_out = training.hold_out(pack, 0.05, 1000)
-    train, held_out = train[labels[train] >= 0], held_out[labels[held_out] >= 0]
-    if len(train) < 2 or num_classes < 2:
+    train, held_out = train[usable[train]], held_out[usable[held_out]]
+    if len(train) < 2 or number < 2:
         raise DataError(
             f"{arguments.pack}: expected at least 2 labelled images of 2 classes, found "
-            f"{len(train)} of {num_classes}"
+            f"{len(train)} of {number}"
         )
     context = pool_context(pack, arguments.data_report, arguments.seed, labels, num_classes)
+    context = dataclasses.replace(context, transfer=transfer)
     backbone = model.fresh(arguments.backbone, arguments.seed)
     backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
     task = build_task(arguments.task, context)
@@ -84,8 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.budget_of:
         other = len(training.hold_out(images.read_pack(arguments.budget_of), 0.05, 1000)[0])
         epochs = max(1, round(epochs * other / len(train)))
-    parent = arguments.labels or arguments.pseudo_labels
-    digests = [table.digest(arguments.pack), table.digest(parent)]
+    parents = [arguments.pack, *parents_of(arguments)]
+    digests = [table.digest(path) for path in parents]
     torch.manual_seed(arguments.seed)  # the head's weights
     job = training.Job(
         Network(backbone, task), task, pack, train, held_out, arguments.training, epochs,
@@ -98,22 +113,65 @@ def run(arguments: argparse.Namespace) -> None:
         return  # the first process writes
     text = "".join(json.dumps(record) + "\n" for record in records)
     step.write_text(arguments.output / "log.jsonl", text)
-    parents = dict(zip(map(str, (arguments.pack, parent)), digests, strict=True))
     description = {
         **arguments.describe, "size": pack.size,
         "task": arguments.task.model_dump(), "training": training_summary(job),
-        "num_labels": num_classes, "provenance": step.provenance(parents),
+        "transfer": None if arguments.labels else arguments.transfer.model_dump(),
+        "num_labels": number,
+        "provenance": step.provenance(dict(zip(map(str, parents), digests, strict=True))),
     }  # fmt: skip
     model.save(arguments.output, backbone, arguments.backbone, description)
     if arguments.state:
         shutil.rmtree(arguments.state, ignore_errors=True)
 
 
-def joined_labels(arguments: argparse.Namespace, pack):
-    """Joins labels to the pack's images by key.
+def parents_of(arguments: argparse.Namespace) -> list[Path]:
+    """Lists the tables that say what is to be learned."""
+    true = [arguments.labels] if arguments.labels else []
+    return [*true, *arguments.pseudo_labels, *arguments.features, *arguments.clusters]
+
+
+def what_to_learn(arguments: argparse.Namespace, pack):
+    """Reads true labels, or what teachers say, for the pack's images.
 
     Returns:
-        (N,) int64 tensor in the pack's order, and the number of labels.
+        (N,) int64 labels, all -1 where a kind of transfer has none; their number; the kind of
+        transfer, None for true labels.
+
+    Raises:
+        ConfigError: Options that do not go together.
+        DataError: Keys are missing, extra or repeated.
+    """
+    import torch
+
+    from kt.core import images
+    from kt.core.transfer import Taught
+    from kt.pseudo_labels import read_pseudo_labels
+
+    if arguments.labels:
+        if len(parents_of(arguments)) > 1:
+            raise ConfigError("--labels: goes with none of --pseudo-labels, --features, --clusters")
+        true = images.read_labels(arguments.labels)
+        return joined(true.labels, true.keys, pack, arguments.labels), len(true.classes), None
+    module = config.plugin("transfers", arguments.transfer.name)
+    options = config.options("transfers", arguments.transfer.name, arguments.transfer.options())
+    taught, tables = [], zip(arguments.features, arguments.clusters, strict=False)
+    if module.NEEDS == "labels":
+        for path in arguments.pseudo_labels:
+            labels, keys, number = read_pseudo_labels(path)
+            taught.append(Taught(joined(labels, keys, pack, path), number))
+    else:
+        taught = [described(*paths, pack) for paths in tables]
+    if not taught or len(arguments.features) != len(arguments.clusters):
+        wanted = "--pseudo-labels" if module.NEEDS == "labels" else "--features and --clusters"
+        raise ConfigError(f"--transfer {arguments.transfer.name}: needs as many {wanted}")
+    transfer = module.build(options, taught, arguments.seed)
+    nothing = torch.full((len(pack),), -1)
+    return (nothing if taught[0].labels is None else taught[0].labels), taught[0].num_labels, transfer
+
+
+def joined(values, keys: list[str], pack, where: Path):
+    """Puts the values (N, ...) of keys into the pack's order, as a tensor.
 
     Raises:
         DataError: Keys are missing, extra or repeated.
@@ -121,18 +179,32 @@ def joined_labels(arguments: argparse.Namespace, pack):
     import torch
 
     from kt.core import images
-    from kt.pseudo_labels import read_pseudo_labels
 
-    if arguments.labels:
-        true = images.read_labels(arguments.labels)
-        labels, keys, number = true.labels, true.keys, len(true.classes)
-    else:
-        labels, keys, number = read_pseudo_labels(arguments.pseudo_labels)
-    where = str(arguments.labels or arguments.pseudo_labels)
-    rows = images.rows_of(keys, pack.keys, where)
+    rows = images.rows_of(keys, pack.keys, str(where))
     if len(keys) != len(pack):
-        raise DataError(f"{where}: {len(keys)} labels for {len(pack)} images of {arguments.pack}")
-    return torch.from_numpy(labels[rows]), number
+        raise DataError(f"{where}: {len(keys)} labels for {len(pack)} images of {pack.path}")
+    return torch.from_numpy(values[rows])
+
+
+def described(features: Path, clusters: Path, pack):
+    """Reads what a teacher's layer says of the pack's images, after the clusters' transform."""
+    import numpy as np
+    import torch
+
+    from kt import cluster
+    from kt import features as tables
+    from kt.core import blocks
+    from kt.core.transfer import Taught
+
+    centroids, sizes, transform = cluster.read_clusters(clusters)
+    with tables.read(features) as found:
+        rows = np.empty((len(found.keys), centroids.shape[1]), np.float32)
+        for first, last in blocks.bounds(found.rows):
+            rows[first:last] = cluster.project(found.rows[first:last], transform)
+        keys = [key.decode() for key in found.keys[...].tolist()]
+    return Taught(
+        rows=joined(rows, keys, pack, features), centroids=torch.from_numpy(centroids[sizes > 0])
+    )
 
 
 if __name__ == "__main__":

@@ -65,19 +65,90 @@ def judged(settings: Config, labelled: bool = True) -> list[Judged]:
     return found + transfers(settings)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What targets are trained on: a kind of transfer, its teachers' layers, and k.
+
+    Attributes:
+        transfer: Name of the kind's settings in the config.
+        sources: Teacher and layer, more than one where a kind takes several together.
+        k: Number of clusters.
+    """
+
+    transfer: str
+    sources: tuple[tuple[str, str], ...]
+    k: int
+
+    @property
+    def origin(self) -> str:
+        """Its place in paths; `hard`, the paper's kind, needs no name."""
+        kind = "" if self.transfer == "hard" else f"{self.transfer}/"
+        return f"{kind}{self.teacher}/{self.layer}/k{self.k}"
+
+    @property
+    def teacher(self) -> str:
+        """Names the teachers."""
+        return "+".join(name for name, _ in self.sources)
+
+    @property
+    def layer(self) -> str:
+        """Names their layers."""
+        return "+".join(layer for _, layer in self.sources)
+
+
+def lessons(settings: Config) -> dict[str, Lesson]:
+    """Lists what each target is trained on, by origin: kind of transfer x teacher x layer x k."""
+    found = []
+    for name, transfer in settings.transfers.items():
+        wanted = transfer.of or list(settings.teachers)
+        sources = []
+        for teacher, _, layer in (part.partition("/") for part in wanted):
+            layers = [layer] if layer else settings.teachers[teacher].layers
+            sources += [(teacher, one) for one in layers]
+        together = config.plugin("transfers", transfer.kind.name).TOGETHER
+        groups = [tuple(sources)] if together else [(source,) for source in sources]
+        found += [Lesson(name, group, k) for group in groups if group for k in settings.clusters]
+    return {lesson.origin: lesson for lesson in found}
+
+
 def transfers(settings: Config) -> list[Judged]:
-    """Lists the targets trained on pseudo-labels: target x teacher x layer x k."""
+    """Lists the targets trained on what teachers say: target x lesson."""
     return [
         _judged(
-            settings, f"{target}/{name}/{layer}/k{k}",
-            f"results/targets/{target}/{name}/{layer}/k{k}/s{{seed}}", teacher.transfer_as,
-            settings.seeds, target=target, teacher=name, teacher_layer=layer, k=k,
+            settings, f"{target}/{origin}", f"results/targets/{target}/{origin}/s{{seed}}",
+            _arm(settings, lesson), settings.seeds, target=target, teacher=lesson.teacher,
+            teacher_layer=lesson.layer, k=lesson.k, transfer=lesson.transfer,
         )
         for target in settings.targets
-        for name, teacher in settings.teachers.items()
-        for layer in teacher.layers
-        for k in settings.clusters
+        for origin, lesson in lessons(settings).items()
     ]  # fmt: skip
+
+
+def _arm(settings: Config, lesson: Lesson) -> str:
+    """Gives the arm of a lesson: that of its teacher, `transfer` where there are several."""
+    arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
+    return arms.pop() if len(arms) == 1 else "transfer"
+
+
+def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
+    """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
+    kind = settings.transfers[lesson.transfer].kind
+    module = config.plugin("transfers", kind.name)
+    options = config.options("transfers", kind.name, kind.options())
+    numbers = module.clusters(options, lesson.k)
+    clustered, labelled = settings.use.cluster, settings.use.target
+    places = [
+        (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
+        for teacher, layer in lesson.sources
+        for k in numbers
+    ]
+    split = f"{labelled}-train-unlabelled.h5"
+    if module.NEEDS == "labels":
+        return {"labels": [f"results/pseudo_labels/{place}/{split}" for _, place in places]}
+    return {
+        "features": [f"results/features/{source}/{split}" for source, _ in places],
+        "clusters": [f"results/clusters/{place}.h5" for _, place in places],
+    }
 
 
 def _judged(settings: Config, name: str, folder: str, arm: str, seeds: int, **more) -> Judged:

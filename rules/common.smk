@@ -97,6 +97,7 @@ def training_threads():
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
 TRAINING_THREADS = training_threads()
+LESSONS = plan.lessons(SETTINGS)
 
 
 def pack_of(role, split="train-unlabelled"):
@@ -171,19 +172,22 @@ def target_input(wildcards):
             "report": data_report_of("evaluate"),
             "budget": pack_of("target"),
         }
-    teacher, layer, k = wildcards.origin.split("/")
     return {
         "pack": pack_of("target"),
-        "labels": pseudo_labels_of(teacher, layer, k.removeprefix("k")),
         "report": data_report_of("target"),
+        **plan.lesson_tables(SETTINGS, LESSONS[wildcards.origin]),
     }
 
 
 def target_labels(wildcards, input):
-    """Gives the options that name the labels."""
+    """Gives the options that say what is to be learned."""
     if supervised(wildcards):
         return ["--labels", input.labels, "--budget-of", input.budget]
-    return ["--pseudo-labels", input.labels]
+    lesson = LESSONS[wildcards.origin]
+    found = ["--transfer", dumps(SETTINGS.transfers[lesson.transfer].kind)]
+    for name, paths in plan.lesson_tables(SETTINGS, lesson).items():
+        found += ["--pseudo-labels" if name == "labels" else f"--{name}", *paths]
+    return found
 
 
 def target_params(wildcards):

@@ -4,6 +4,9 @@ TRAINED = sorted(
     {folder for model in MODELS.values() for folder in model.folders()}
     | {f"results/teachers/{name}/s0" for name in SETTINGS.teachers}
 )
+SOURCES = sorted(
+    {(*source, lesson.k) for lesson in LESSONS.values() for source in lesson.sources}
+)
 
 
 rule evaluate:
@@ -65,18 +68,14 @@ rule report:
         data_report=data_reports(),
         pack=pack_of("target"),
         labels=pack_of("target", "train-unlabelled-labels"),
-        pseudo_labels=[
-            pseudo_labels_of(m.describe["teacher"], m.describe["teacher_layer"], m.describe["k"])
-            for m in plan.transfers(SETTINGS)
-        ],
+        pseudo_labels=[pseudo_labels_of(*source) for source in SOURCES],
         tables=[
             f"results/{path}"
-            for m in plan.transfers(SETTINGS)
+            for teacher, layer, k in SOURCES
             for path in [
-                "features/{teacher}/{teacher_layer}/{use}-train-unlabelled.h5",
-                "clusters/{teacher}/{teacher_layer}/{use}/k{k}.h5",
+                f"features/{teacher}/{layer}/{SETTINGS.use.cluster}-train-unlabelled.h5",
+                f"clusters/{teacher}/{layer}/{SETTINGS.use.cluster}/k{k}.h5",
             ]
-            for path in [path.format(use=SETTINGS.use.cluster, **m.describe)]
         ],
     output:
         page="results/report/index.html",

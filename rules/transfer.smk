@@ -78,7 +78,7 @@ rule target_train:
     benchmark:
         "results/benchmarks/target_train/{target}-{origin}-s{seed}.tsv"
     wildcard_constraints:
-        origin=r"supervised|[^/]+/[^/]+/k\d+",
+        origin=r"supervised|([^/]+/)?[^/]+/[^/]+/k\d+",
     conda:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS

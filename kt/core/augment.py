@@ -21,7 +21,8 @@ class ClassificationTask(Task):
         super().__init__(context)
         self.options = options
         self.view_size = context.size
-        self.num_classes = context.num_classes
+        self.taught = context.transfer
+        self.num_classes = self.taught.outputs if self.taught else context.num_classes
 
     def order(self, index: Tensor, epoch: int) -> Tensor:
         """Gives the rows of an epoch; balanced over labels if the options say so."""
@@ -33,12 +34,13 @@ class ClassificationTask(Task):
         """Draws crops and colours; plain images for validation, epoch -1.
 
         Returns:
-            `rows` (B, 1), `labels` (B,); `matrix` (B, 3, 3) and `offset` (B, 3), from pixels 0..255
+            `rows` (B, 1), `labels` (B,), or (B, ...) of a kind of transfer; `matrix` (B, 3, 3) and `offset` (B, 3), from pixels 0..255
             to normalised colours; `theta` (B, 2, 3), the affine map of each crop, unless all views
             are whole images.
         """
         options, context = self.options, self.context
-        found = {"rows": index[:, None], "labels": context.labels[index]}
+        labels = self.taught.values(index) if self.taught else context.labels[index]
+        found = {"rows": index[:, None], "labels": labels}
         factors = torch.zeros(len(index), 3)
         if epoch >= 0:
             draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
@@ -70,6 +72,16 @@ class ClassificationTask(Task):
         drawn = (plan[name].numpy() for name in ("theta", "matrix", "offset"))
         compiled.crops(images, plan["rows"][:, 0].numpy(), *drawn, found.numpy())
         return found[:, None]
+
+    def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Gives the cross-entropy, or the loss of the kind of transfer."""
+        taught = self.taught or super()
+        return taught.loss(logits, labels, smoothing)
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Gives the share of right labels, or what the kind of transfer has for it."""
+        taught = self.taught or super()
+        return taught.right(logits, labels)
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
         """Gives a global average, a hidden layer if wanted, and a linear layer."""

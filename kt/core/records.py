@@ -1,7 +1,7 @@
 """Metric records: reading, order, groups.
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
-and, where they apply, `layer, labels_per_class, k, teacher, teacher_layer, target`.
+and, where they apply, `layer, labels_per_class, k, teacher, teacher_layer, target, transfer`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Record = dict[str, Any]
 ARMS = ("random", "direct", "longer", "untrained", "hog", "transfer", "supervised")
 FIELDS = (
     *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
-    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target"),
+    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target", "transfer"),
 )
 NEEDED = FIELDS[:8]
 

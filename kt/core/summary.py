@@ -194,8 +194,10 @@ def paired(ours: Sequence[Record], theirs: Sequence[Record], column: Column) -> 
 
 
 def about(record: Record) -> str:
-    """Says what a model was taught by, such as `teacher deep, layer block2, k 100`."""
+    """Says what a model was taught by, such as `soft, teacher deep, layer block2, k 100`."""
+    kind = record.get("transfer") or "hard"
     parts = {"teacher": "teacher", "layer": "teacher_layer", "k": "k"}
     if record["arm"] not in ("transfer", "untrained", "hog"):
         return ""
-    return ", ".join(f"{word} {record[key]}" for word, key in parts.items() if record.get(key))
+    found = [f"{word} {record[key]}" for word, key in parts.items() if record.get(key)]
+    return ", ".join([kind, *found] if kind != "hard" else found)

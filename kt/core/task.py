@@ -11,9 +11,11 @@ import dataclasses
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kt.core import draws
 from kt.core.order import WINDOW, block_order
+from kt.core.transfer import Transfer
 
 # What was drawn for B images: tensors whose first dimension is B, by name.
 Plan = dict[str, Tensor]
@@ -31,6 +33,7 @@ class Context:
         seed: Of every draw.
         labels: (N,) int64 with -1 for rows without one, or None for pretext tasks.
         num_classes: Number of labels, 0 for pretext tasks.
+        transfer: What is learned instead of labels, or None.
         block: Consecutive rows that are read together, or 0 where any row is read as quickly.
     """
 
@@ -42,6 +45,7 @@ class Context:
     labels: Tensor | None = None
     num_classes: int = 0
     block: int = 0
+    transfer: Transfer | None = None
 
 
 class Task:
@@ -116,3 +120,11 @@ class Task:
             map_shape: (M, h, w) of the backbone's last layer for one view.
         """
         raise RuntimeError(f"{type(self).__name__} must define head")
+
+    def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Gives the mean loss of logits (B, C) float32 against the plan's labels: cross-entropy."""
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Gives the share of the logits (B, C) whose largest is that of the label, () float32."""
+        return (logits.argmax(1) == labels).float().mean()

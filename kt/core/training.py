@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kt.config import Training
 from kt.core import draws, hardware, lock, parallel, resume, step
@@ -176,13 +175,11 @@ class _Run:
         lr = settings.lr * rate(self.step, self.total, settings)
         self.dropout.manual_seed(_step_seed(self.job.seed, self.step) + parallel.rank())
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(views)
-        loss = functional.cross_entropy(
-            logits.float(), labels, label_smoothing=settings.label_smoothing
-        )
+            logits = self.network(views).float()
+        loss = self.job.task.loss(logits, labels, settings.label_smoothing)
         self.optimiser.scaled(loss).backward()
         self.optimiser.step(lr)
-        self.sums += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        self.sums += torch.stack([loss.detach(), self.job.task.right(logits.detach(), labels)])
         self.counted += 1
         if self.device.type == "cuda" and (self.step + 1) % LOOK:
             return None
@@ -279,8 +276,8 @@ def validate(
     for part in index.split(max(batch, 256)):
         views, labels = load_batch(task, pack, part, -1, where)
         logits = network(views)
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        right += float((logits.argmax(1) == labels).sum())
+        loss += float(task.loss(logits, labels)) * len(part)
+        right += float(task.right(logits, labels)) * len(part)
     return {"validation_loss": loss / len(index), "validation_top1": right / len(index)}
 
 

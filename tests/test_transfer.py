@@ -1,0 +1,245 @@
+"""One contract for every kind of transfer, and each against a slow reference of its own."""
+
+import argparse
+import json
+
+import crafted
+import numpy as np
+import pytest
+import torch
+
+from kt import cluster, config, pseudo_labels, target_train
+from kt.core import table
+from kt.core.step import ConfigError, DataError
+from kt.core.transfer import Taught
+
+OPTIONS = {
+    "hard": {},
+    "multi_k": {"factors": [0.5, 1.0]},
+    "multi_teacher": {"factors": [1.0]},
+    "soft": {"temperature": 0.5},
+    "balanced": {"temperature": 0.5, "iterations": 50},
+    "regression": {},
+    "similarity": {"anchors": 20, "temperature": 0.1},
+}
+NUMBER, WIDTH, K = 60, 5, 4
+
+
+def taught(seed: int = 0) -> Taught:
+    """Rows around K centroids, of which some have many more rows than others."""
+    random = np.random.default_rng(seed)
+    centroids = random.normal(0, 2, (K, WIDTH)).astype(np.float32)
+    labels = np.minimum(random.integers(0, 2 * K, NUMBER), K - 1)
+    rows = (centroids[labels] + random.normal(0, 0.7, (NUMBER, WIDTH))).astype(np.float32)
+    return Taught(torch.from_numpy(labels), K, torch.from_numpy(rows), torch.from_numpy(centroids))
+
+
+def build(name: str, **changes):
+    module = config.plugin("transfers", name)
+    options = config.options("transfers", name, OPTIONS[name] | changes)
+    several = 2 if name.startswith("multi") else 1
+    return module.build(options, [taught(seed) for seed in range(several)], 0)
+
+
+def test_every_kind_has_its_options_here():
+    assert sorted(OPTIONS) == config.plugins("transfers")
+
+
+# ---------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_kind_needs_known_tables_and_names_its_source(name):
+    module = config.plugin("transfers", name)
+    options = config.options("transfers", name, OPTIONS[name])
+    assert module.NEEDS in ("labels", "features") and module.TOGETHER in (True, False)
+    assert all(number >= 2 for number in module.clusters(options, 10))
+    assert "Source:" in module.__doc__ or "paper" in module.__doc__
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_values_belong_to_their_image_and_losses_can_be_learned(name):
+    kind = build(name)
+    everything = torch.arange(NUMBER)
+    values, backwards = kind.values(everything), kind.values(everything.flip(0))
+    assert len(values) == NUMBER and torch.equal(values.flip(0), backwards)
+    assert kind.usable.shape == (NUMBER,) and kind.usable.all()
+    torch.manual_seed(0)
+    outputs = torch.randn(NUMBER, kind.outputs, requires_grad=True)
+    before = kind.loss(outputs, values, 0.0)
+    right = kind.right(outputs.detach(), values)
+    assert before.shape == right.shape == () and 0 <= right <= 1
+    optimiser = torch.optim.Adam([outputs], 0.2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = kind.loss(outputs, values, 0.0)
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.9 * before
+    assert kind.right(outputs.detach(), values) > max(0.9, right)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_target_learns_by_every_kind_whatever_the_order_of_the_tables(tmp_path, name):
+    arguments = prepared(tmp_path, name)
+    target_train.run(arguments)
+    described = json.loads((arguments.output / "model.json").read_text())
+    assert described["transfer"]["name"] == name and described["num_labels"] >= 2
+    first = table.digest(arguments.output / "model.safetensors")
+    shuffled = prepared(tmp_path, name, np.random.default_rng(1).permutation(NUMBER))
+    target_train.run(shuffled)
+    # Sums over rows are taken in another order by what looks at all of them.
+    same = table.digest(shuffled.output / "model.safetensors") == first
+    assert same or name in ("regression", "similarity")
+
+
+def prepared(folder, name: str, order=None) -> argparse.Namespace:
+    """Writes the tables that a kind needs, rows in an order, and gives the step's arguments."""
+    order = np.arange(NUMBER) if order is None else order
+    keys = crafted.names(NUMBER)
+    place = folder / f"at-{order[0]}"
+    place.mkdir()
+    pack = crafted.write_pack(place / "pack.h5", crafted.noise(NUMBER, 16), keys)
+    report = place / "report.json"
+    report.write_text(json.dumps({"mean": [0.5] * 3, "std": [0.3] * 3}))
+    module = config.plugin("transfers", name)
+    several = range(2 if name.startswith("multi") else 1)
+    features = [
+        crafted.write_features(
+            place / f"features-{seed}.h5", taught(seed).rows[order], [keys[row] for row in order]
+        )
+        for seed in several
+    ]
+    fitted = [
+        crafted.write_features(folder / f"fit-{seed}.h5", taught(seed).rows, keys)
+        for seed in several
+    ]
+    clusters = [place / f"clusters-{seed}.h5" for seed in several]
+    labels = [place / f"labels-{seed}.h5" for seed in several]
+    for one, fit, made, label in zip(features, fitted, clusters, labels, strict=True):
+        settings = {"k": K, "settings": crafted.clustering(), "seed": 0}
+        cluster.run(argparse.Namespace(features=fit, output=made, **settings))
+        pseudo_labels.run(argparse.Namespace(features=one, clusters=made, describe={}, output=label))
+    tables = {"pseudo_labels": [], "features": features, "clusters": clusters}
+    if module.NEEDS == "labels":
+        tables = {"pseudo_labels": labels, "features": [], "clusters": []}
+    return argparse.Namespace(
+        pack=pack, labels=None, transfer=config.Plugin(name=name, **OPTIONS[name]), **tables,
+        data_report=report, backbone=crafted.plugin(crafted.PLAIN),
+        task=crafted.plugin(crafted.LABELS), training=crafted.training(), epochs=1, seed=0,
+        budget_of=None, describe={}, state=None, processes=1, delivery_threads=0,
+        output=place / "model",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- references
+
+
+def softmax(values):
+    values = np.exp(values - values.max(-1, keepdims=True))
+    return values / values.sum(-1, keepdims=True)
+
+
+def test_hard_is_the_cross_entropy_of_the_labels():
+    kind, one = build("hard"), taught()
+    outputs = torch.randn(NUMBER, K)
+    likely = softmax(outputs.double().numpy())[np.arange(NUMBER), one.labels.numpy()]
+    found = kind.loss(outputs, kind.values(torch.arange(NUMBER)), 0.0)
+    assert float(found) == pytest.approx(-np.log(likely).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["multi_k", "multi_teacher"])
+def test_several_heads_are_averaged_each_with_its_labels(name):
+    kind = build(name)
+    outputs = torch.randn(NUMBER, 2 * K)
+    total = 0.0
+    for head in range(2):
+        likely = softmax(outputs[:, head * K : head * K + K].double().numpy())
+        total -= np.log(likely[np.arange(NUMBER), taught(head).labels.numpy()]).mean()
+    found = kind.loss(outputs, kind.values(torch.arange(NUMBER)), 0.0)
+    assert float(found) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_images_without_a_label_in_any_head_are_left_out():
+    one, other = taught(0), taught(1)
+    one.labels[3] = other.labels[7] = -1
+    module = config.plugin("transfers", "multi_teacher")
+    kind = module.build(config.options("transfers", "multi_teacher", {"factors": [1]}), [one, other], 0)
+    assert torch.flatnonzero(~kind.usable).tolist() == [3, 7]
+
+
+def test_soft_is_a_softmax_over_squared_distances():
+    one, kind = taught(), build("soft")
+    distances = ((one.rows[:, None] - one.centroids).double().numpy() ** 2).sum(2)
+    found = kind.values(torch.arange(NUMBER))
+    assert np.allclose(found, softmax(-distances / 0.5), atol=1e-4)
+    sharp = build("soft", temperature=1e-3).values(torch.arange(NUMBER))
+    assert (sharp.argmax(1).numpy() == distances.argmin(1)).all() and sharp.max(1).values.min() > 0.9
+
+
+def test_balanced_clusters_are_equally_large_and_agree_with_plain_sinkhorn():
+    one, kind = taught(), build("balanced")
+    labels = kind.values(torch.arange(NUMBER))[:, 0].numpy()
+    distances = ((one.rows[:, None] - one.centroids).double().numpy() ** 2).sum(2)
+    plan = np.exp(-distances / 0.5)
+    for _ in range(50):
+        plan /= plan.sum(1, keepdims=True)
+        plan /= plan.sum(0) / (NUMBER / K)
+    assert (labels == plan.argmax(1)).all()
+    uneven = np.bincount(one.labels.numpy(), minlength=K)
+    assert np.ptp(np.bincount(labels, minlength=K)) < 0.5 * np.ptp(uneven)
+
+
+def test_balanced_does_not_depend_on_how_many_rows_are_taken_at_a_time(monkeypatch):
+    one, module = taught(), config.plugin("transfers", "balanced")
+    whole = module.balanced(one.rows, one.centroids, 0.5, 20)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    assert torch.equal(module.balanced(one.rows, one.centroids, 0.5, 20), whole)
+
+
+def test_regression_compares_features_of_unit_variance():
+    one, kind = taught(), build("regression")
+    rows = one.rows.double().numpy()
+    wanted = (rows - rows.mean(0)) / rows.std(0)
+    outputs = torch.randn(NUMBER, WIDTH)
+    given = outputs.double().numpy()
+    given = (given - given.mean(0)) / np.sqrt(given.var(0) + 1e-5)
+    values = kind.values(torch.arange(NUMBER))
+    assert float(kind.loss(outputs, values, 0.0)) == pytest.approx(((given - wanted) ** 2).mean(), rel=1e-4)
+    assert float(kind.loss(3 * one.rows + 5, values, 0.0)) < 1e-3
+
+
+def test_similarity_is_the_divergence_of_two_distributions_over_anchors():
+    one, kind = taught(), build("similarity")
+    rows, outputs = one.rows.double().numpy(), torch.randn(NUMBER, WIDTH)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    anchors = kind.anchors.double().numpy()
+    assert len(anchors) == 20
+    assert all((np.abs(unit - anchor).max(1) < 1e-6).any() for anchor in anchors)  # images' rows
+    given = outputs.double().numpy()
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    p, q = softmax(unit @ anchors.T / 0.1), softmax(given @ anchors.T / 0.1)
+    values = kind.values(torch.arange(NUMBER))
+    wanted = (p * np.log(p / q)).sum(1).mean()
+    assert float(kind.loss(outputs, values, 0.0)) == pytest.approx(wanted, rel=1e-4)
+    assert float(kind.loss(one.rows, values, 0.0)) < 1e-6
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_a_kind_without_its_tables_says_which_it_needs(tmp_path, name):
+    arguments = prepared(tmp_path, name)
+    arguments.pseudo_labels = arguments.features = arguments.clusters = []
+    with pytest.raises(ConfigError, match="--pseudo-labels" if name == "hard" else "--features"):
+        target_train.run(arguments)
+    assert not arguments.output.exists()
+
+
+def test_features_of_other_images_are_refused(tmp_path):
+    arguments = prepared(tmp_path, "soft")
+    rows = taught().rows[:10]
+    crafted.write_features(arguments.features[0], rows, crafted.names(10, "other"))
+    with pytest.raises(DataError, match="other-00000"):
+        target_train.run(arguments)
