@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,6 +213,24 @@ def test_only_chosen_files_are_read(root, out):
         except DataError:
             seen += 1
     assert 0 < seen < 6
+
+
+@pytest.mark.parametrize("storage", ["pixels", "jpeg"])
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, storage):
+    """A picture more takes less than two numbers."""
+    folders = ("train-unlabelled", "train-unlabelled", "train/a", "train/b", "test/a", "test/b")
+    peaks = []
+    for number in (6000, 18000):
+        files = {
+            f"{folders[row % 6]}/{row:05d}.ppm": b"P6 12 12 255\n" + row.to_bytes(4, "big") * 108
+            for row in range(number)
+        }
+        path = write_tar(files, tmp_path / f"{number}.tar")
+        tracemalloc.start()
+        pack(path, tmp_path / f"{number}", size=12, storage=storage)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 16 * 12000, peaks
 
 
 # ---------------------------------------------------------------------------- copies
