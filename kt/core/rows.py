@@ -19,7 +19,7 @@ BLOCK, BLOCK_BYTES = 512, 8 << 20  # most pictures, each perhaps of another shar
 OPEN = 64  # shards; a process may have 1024 files, and a block holds its own
 FOUND = np.dtype(
     [("digest", "<u8"), ("start", "<i8"), ("length", "<i8"), ("width", "<i4"), ("height", "<i4")]
-    + [("mode", "u1"), ("kept", "?"), ("bad", "?")]
+    + [("mode", "u1"), ("kept", "?"), ("bad", "?"), ("print", "u1", copies.PRINT**2)]
 )
 
 
@@ -30,7 +30,7 @@ class Rows:
         splits: (M,) int8, number of the split of each.
         found: (M,) structured, a file that is mapped: digest of the pixels, place in the file of
             its shard, own size, number of its mode, whether it is kept (decoded and not left out)
-            or bad.
+            or bad, print.
         modes: Names of the files' modes.
         faults: Place of each bad file to the reason.
     """
@@ -47,9 +47,11 @@ class Rows:
 
     def _read(self, number: int) -> None:
         first = number * self.shards.height
-        with self._open(number) as file:
+        arrays = {f"*{name}": dimensions for name, dimensions in ARRAYS.items()}
+        with table.read(self.shards.path(number), "shard", arrays) as file:
             found = self.found[first : first + self.shards.height]
             found["digest"], lengths = table.load(file, "digests"), table.load(file, "lengths")
+            found["print"] = table.load(file, "prints")
             found["length"], found["start"] = lengths, np.cumsum(lengths) - lengths
             found["start"] += file["data"].id.get_offset() or 0  # none where all are bad
             found["width"], found["height"] = table.load(file, "sizes").T
@@ -61,10 +63,6 @@ class Rows:
                 if fault:
                     self.faults[first + row] = fault
                 found[row]["bad"], found[row]["kept"] = bool(fault), not fault
-
-    def _open(self, number: int):
-        arrays = {f"*{name}": dimensions for name, dimensions in ARRAYS.items()}
-        return table.read(self.shards.path(number), "shard", arrays)
 
     def of(self, split: str) -> np.ndarray:
         """Gives the kept pictures of a split in key order, (n,) int64."""
@@ -115,13 +113,7 @@ class Rows:
 
     def prints(self, places: np.ndarray) -> np.ndarray:
         """Gives the prints of pictures, (n, 64) uint8."""
-        prints = np.zeros((len(places), copies.PRINT**2), np.uint8)
-        number = places // self.shards.height
-        for shard in np.unique(number):
-            with self._open(shard) as file:
-                inside = number == shard
-                prints[inside] = table.load(file, "prints")[places[inside] % self.shards.height]
-        return prints
+        return self.found["print"][places]
 
     # ------------------------------------------------------------------------ copies
 
