@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from drawing import CLASSES, encoded, label_of, picture, tree, write_folder, write_tar, write_zip
 
 from kt import config, ingest
-from kt.core import images, shards, table
+from kt.core import images, table
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN
 from kt.core.step import DataError, ResourceError
 
@@ -213,29 +212,6 @@ def test_only_chosen_files_are_read(root, out):
         except DataError:
             seen += 1
     assert 0 < seen < 6
-
-
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
-    """All that follows on decoding takes less than two numbers for a picture more."""
-    decode = shards.Shards.decode
-
-    def decode_and_start(*arguments):
-        decode(*arguments)
-        tracemalloc.start()
-
-    monkeypatch.setattr(shards.Shards, "decode", decode_and_start)
-    folders = ("train-unlabelled", "train-unlabelled", "train/a", "train/b", "test/a", "test/b")
-    peaks = []
-    for number in (6000, 18000):
-        files = {
-            f"{folders[row % 6]}/{row:05d}.ppm": b"P6 12 12 255\n" + row.to_bytes(4, "big") * 108
-            for row in range(number)
-        }
-        path = write_tar(files, tmp_path / f"{number}.tar")
-        pack(path, tmp_path / f"{number}", size=12, storage="jpeg")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 16 * 12000, peaks
 
 
 # ---------------------------------------------------------------------------- copies
