@@ -55,7 +55,7 @@ def run(arguments) -> None:
     with _workplace(output, arguments.state) as (folder, state):
         listed = listings.create(source.entries(dataset), folder, arguments.seed)
         splits = choose(listed, dataset)
-        chosen = spill.stored(folder, np.int64, [np.flatnonzero(splits >= 0)])
+        chosen = spill.where(folder, splits >= 0)
         splits = splits[chosen]
         _check_numbers(_counts(splits), dataset, listed)
         shards = Shards(state, listed, chosen, dataset)

@@ -69,7 +69,8 @@ class Listing:
 
     def in_drawn_order(self) -> np.ndarray:
         """Sorts all rows by their rank, (N,) int64."""
-        rank, rows = self.columns["rank"], np.arange(len(self.columns))
+        rank = self.columns["rank"]
+        rows = spill.where(self.folder, np.ones(len(rank), bool))
         halves = (lambda part: rank[part] & spill.LOW, lambda part: rank[part] >> spill.HALF)
         return spill.arranged(self.folder, rows, halves)
 

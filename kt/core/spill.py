@@ -31,6 +31,13 @@ def stored(folder: Path, dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
         return mapped(file, dtype, "r+")
 
 
+def where(folder: Path, mask: np.ndarray) -> np.ndarray:
+    """Gives the places where a mask, (n,) bool, is true, (m,) int64."""
+    blocks = enumerate(parts(mask))
+    places = (np.flatnonzero(part) + number * BLOCK for number, part in blocks)
+    return stored(folder, np.int64, places)
+
+
 def mapped(file: BinaryIO | Path, dtype, mode="r") -> np.ndarray:
     """Gives all of a file as an array, (n,) of the type."""
     size = file.stat().st_size if isinstance(file, Path) else file.tell()
