@@ -62,6 +62,7 @@ def main(doc, add_arguments, run) -> None:
     _limit_threads(arguments.threads)
     if getattr(arguments, "processes", 1) > 1 and "RANK" not in os.environ:
         sys.exit(_launch(arguments.processes))
+    gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
     code = exit_code(_run, run, arguments)
     if code and "KT_EXIT_CODES" in os.environ:
         Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
