@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Streams the pack through the network into the table."""
-    import numpy as np
-    import torch
+    with step.importing():
+        import numpy as np
+        import torch
 
-    from kt.core import hardware, images, model, table
+        from kt.core import hardware, images, model, table
 
     pack = images.layout(arguments.pack)
     number = pack.shape[0]
