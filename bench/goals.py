@@ -93,7 +93,7 @@ ROWS = [
     Row("growth_clustering_k", "growth", 1.05, AT_MOST, "exponent",
         "seconds of clustering, by clusters: 128 to 1,024", rounds=3),
     Row("growth_puzzles_n", "growth", 1.05, AT_MOST, "exponent",
-        "seconds of an epoch's puzzles, by images: 4,096 to 32,768"),
+        "seconds of an epoch's puzzles, by images: 4,096 to 32,768", rounds=15),
     Row("growth_extraction_n", "growth", 1.05, AT_MOST, "exponent",
         "seconds of feature extraction, by images: 4,096 to 32,768", rounds=3),
 ]  # fmt: skip
