@@ -75,7 +75,7 @@ ROWS = [
         "its seconds"),
     Row("hdf5_sample_vs_fancy", "tables", 6, AT_LEAST, "x",
         "reading a random half of a features table's rows (100,000 x 512): h5py's fancy indexing "
-        "against the product's way", rounds=3),
+        "against the product's way", rounds=7),
     Row("new_k_of_full", "workflow", 0.25, AT_MOST, "share",
         "seconds of one more k against those of the whole default run; reduced (effort 0.2, one "
         "seed, a quarter of the images) unless `--full` is given", rounds=1, limit=600),
