@@ -198,21 +198,21 @@ def training_rows(
     else:
         step.check_space(output, size)
         rows = blocks.Scratch(output.absolute().parent, shape)
-    place = 0
-    for block in blocks.each(
-        lambda first, block: _taken(first, block, picked, transform), features
-    ):
-        rows[place : place + len(block)] = block
-        place += len(block)
+
+    def put(first: int, block: np.ndarray) -> None:
+        """Projects the picked rows of a block, or all; to stream and mask is quicker than to seek.
+
+        By the threads of `each`: copies are most of the work on a sample.
+        """
+        low, high = first, first + len(block)
+        if picked is not None:
+            low, high = np.searchsorted(picked, (low, high))
+            block = block[picked[low:high] - first]
+        rows[low:high] = project(block, transform)
+
+    for _ in blocks.each(put, features):
+        pass
     return rows
-
-
-def _taken(first: int, block: np.ndarray, picked, transform: Transform) -> np.ndarray:
-    """Projects the picked rows of a block, or all; to stream and mask is quicker than to seek."""
-    if picked is not None:
-        low, high = np.searchsorted(picked, (first, first + len(block)))
-        block = block[picked[low:high] - first]
-    return project(block, transform)
 
 
 def sample(number: int, per_centroid: int | None, k: int, seed: int) -> np.ndarray | None:
