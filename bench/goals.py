@@ -52,7 +52,8 @@ ROWS = [
         cores=1),
     Row("train_of_bare", "training", 0.95, AT_LEAST, "share",
         "training, one core: seconds of the same network, optimiser and steps on batches ready in "
-        "memory, as a share of the product's; worst of pretext and target, 28 and 64 px", cores=1),
+        "memory, as a share of the product's; worst of pretext and target, 28 and 64 px", cores=1,
+        rounds=9),
     Row("train_of_bare_cuda", "training", 0.95, AT_LEAST, "share",
         "the same on a GPU, batches ready on the device, AMP and channels_last; pretext and "
         "target, 64 px", cuda=True),
