@@ -154,21 +154,24 @@ def what_to_learn(arguments: argparse.Namespace, pack):
             raise ConfigError("--labels: goes with none of --pseudo-labels, --features, --clusters")
         true = images.read_labels(arguments.labels)
         return joined(true.labels, true.keys, pack, arguments.labels), len(true.classes), None
-    module = config.plugin("transfers", arguments.transfer.name)
-    options = config.options("transfers", arguments.transfer.name, arguments.transfer.options())
-    taught, tables = [], zip(arguments.features, arguments.clusters, strict=False)
+    name, given = arguments.transfer.name, arguments.transfer.options()
+    module, options = config.plugin("transfers", name), config.options("transfers", name, given)
+    taught = []
     if module.NEEDS == "labels":
         for path in arguments.pseudo_labels:
             labels, keys, number = read_pseudo_labels(path)
             taught.append(Taught(joined(labels, keys, pack, path), number))
-    else:
-        taught = [described(*paths, pack) for paths in tables]
-    if not taught or len(arguments.features) != len(arguments.clusters):
-        wanted = "--pseudo-labels" if module.NEEDS == "labels" else "--features and --clusters"
-        raise ConfigError(f"--transfer {arguments.transfer.name}: needs as many {wanted}")
-    transfer = module.build(options, taught, arguments.seed)
-    nothing = torch.full((len(pack),), -1)
-    return (nothing if taught[0].labels is None else taught[0].labels), taught[0].num_labels, transfer
+    elif len(arguments.features) == len(arguments.clusters):
+        pairs = zip(arguments.features, arguments.clusters, strict=True)
+        taught = [described(*paths, pack) for paths in pairs]
+    if not taught:
+        wanted = (
+            "--pseudo-labels" if module.NEEDS == "labels" else "as many --features as --clusters"
+        )
+        raise ConfigError(f"--transfer {name}: needs {wanted}")
+    labels = taught[0].labels
+    nothing = torch.full((len(pack),), -1) if labels is None else labels
+    return nothing, taught[0].num_labels, module.build(options, taught, arguments.seed)
 
 
 def joined(values, keys: list[str], pack, where: Path):
@@ -183,7 +186,7 @@ def joined(values, keys: list[str], pack, where: Path):
 
     rows = images.rows_of(keys, pack.keys, str(where))
     if len(keys) != len(pack):
-        raise DataError(f"{where}: {len(keys)} labels for {len(pack)} images of {pack.path}")
+        raise DataError(f"{where}: {len(keys)} rows for {len(pack)} images of {pack.path}")
     return torch.from_numpy(values[rows])
 
 

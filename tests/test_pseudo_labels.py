@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_cluster import blobs, gaussians, run
 
-from kt import pseudo_labels, target_train
+from kt import config, pseudo_labels, target_train
 from kt.core import blocks, table
 from kt.core.step import DataError, ResourceError
 
@@ -32,8 +32,11 @@ def clustered(tmp_path):
 
 def joined(path, keys):
     pixels = crafted.noise(len(keys), 4)
-    arguments = argparse.Namespace(labels=None, pseudo_labels=path, pack="the pack")
-    labels, number = target_train.joined_labels(arguments, crafted.pack(pixels, keys))
+    arguments = argparse.Namespace(
+        labels=None, transfer=config.Plugin(name="hard"), pseudo_labels=[path], features=[],
+        clusters=[], seed=0,
+    )  # fmt: skip
+    labels, number, _ = target_train.what_to_learn(arguments, crafted.pack(pixels, keys))
     return labels.tolist(), number
 
 
@@ -162,7 +165,7 @@ def test_missing_keys_are_refused_with_an_example(tmp_path):
 
 def test_extra_keys_are_refused_with_both_counts(tmp_path):
     path = write_labels(tmp_path / "p.h5", [0, 1, 0], ["a", "b", "c"], 2)
-    with pytest.raises(DataError, match="3 labels for 2 images of the pack"):
+    with pytest.raises(DataError, match="3 rows for 2 images of in-memory"):
         joined(path, ["a", "b"])
 
 

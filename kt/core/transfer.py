@@ -84,26 +84,3 @@ class Labels(Transfer):
         """Gives the share of right labels over all heads."""
         best = [part.argmax(1) for part in outputs.split(self.numbers, 1)]
         return (torch.stack(best, 1) == values).float().mean()
-
-
-class Distribution(Transfer):
-    """Learns a probability distribution over O things for each image."""
-
-    def __init__(self, rows: Tensor, things: Tensor, temperature: float):
-        """Takes rows (N, E) and what they are compared with (O, E), both float32."""
-        self.rows, self.things, self.temperature = rows, things, temperature
-        self.outputs = len(things)
-        self.usable = torch.ones(len(rows), dtype=torch.bool)
-
-    def values(self, index: Tensor) -> Tensor:
-        """Gives the probabilities (B, O) float32: a softmax over squared distances."""
-        distances = torch.cdist(self.rows[index], self.things).square()
-        return (-distances / self.temperature).softmax(1)
-
-    def loss(self, outputs: Tensor, values: Tensor, smoothing: float) -> Tensor:
-        """Gives the cross-entropy with the probabilities."""
-        return functional.cross_entropy(outputs, values, label_smoothing=smoothing)
-
-    def right(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """Gives the share whose likeliest thing is the right one."""
-        return (outputs.argmax(1) == values.argmax(1)).float().mean()

@@ -42,6 +42,11 @@ def build(options: Options, taught: list, seed: int):
 
         def right(self, outputs, values):
             """Gives the share of variance that is explained, at least 0."""
-            return (1 - functional.mse_loss(functional.batch_norm(outputs, None, None, training=True), values)).clamp(min=0)
+            return (
+                1
+                - functional.mse_loss(
+                    functional.batch_norm(outputs, None, None, training=True), values
+                )
+            ).clamp(min=0)
 
     return Regression()

@@ -25,7 +25,40 @@ class Options(Settings):
 
 def build(options: Options, taught: list, seed: int):
     """Builds the kind from one teacher's rows and centroids."""
-    from kt.core.transfer import Distribution
+    import torch
+    from torch.nn import functional
+
+    from kt.core.transfer import Transfer
 
     (one,) = taught
-    return Distribution(one.rows, one.centroids, options.temperature)
+
+    class Soft(Transfer):
+        """Learns the softmax over the centroids."""
+
+        def __init__(self):
+            self.rows, self.centroids = one.rows, one.centroids
+            self.outputs = len(one.centroids)
+            self.usable = torch.ones(len(one.rows), dtype=torch.bool)
+
+        def values(self, index):
+            """Gives the teacher's rows (B, E) float32."""
+            return self.rows[index]
+
+        def likely(self, rows):
+            """Gives the probabilities (B, K): a softmax over squared distances.
+
+            Here and not in `values`, so that each step computes a batch of the same size: the last
+            bit depends on it, and a training that was stopped must go on with the same bits.
+            """
+            self.centroids = self.centroids.to(rows.device)
+            return (-torch.cdist(rows, self.centroids).square() / options.temperature).softmax(1)
+
+        def loss(self, outputs, values, smoothing):
+            """Gives the cross-entropy with the probabilities."""
+            return functional.cross_entropy(outputs, self.likely(values), label_smoothing=smoothing)
+
+        def right(self, outputs, values):
+            """Gives the share whose likeliest cluster is the nearest one."""
+            return (outputs.argmax(1) == self.likely(values).argmax(1)).float().mean()
+
+    return Soft()
