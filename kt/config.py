@@ -441,7 +441,7 @@ def _check_plugins(config: Config) -> None:
         _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
         _check_task(other.task, size["target"], f"targets.{name}.task")
     for name, transfer in config.transfers.items():
-        _check_plugin("transfers", transfer.kind, f"transfers.{name}.kind")
+        _check_transfer(config, name, transfer)
     for name, teacher in config.teachers.items():
         _check_layers(config, name, teacher)
         if teacher.task:
@@ -450,6 +450,22 @@ def _check_plugins(config: Config) -> None:
         checked = options("evaluations", name, values, f"evaluations.{name}")
         if hasattr(checked, "task"):
             _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task")
+
+
+def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
+    key = f"transfers.{name}.kind"
+    checked = _check_plugin("transfers", transfer.kind, key)
+    if name == "hard" != transfer.kind.name:
+        raise ConfigError(
+            f"{key}: the name `hard` is for the kind hard, whose paths have no name, found "
+            f"{transfer.kind.name}; choose another name"
+        )
+    module = plugin("transfers", transfer.kind.name)
+    if hasattr(module, "check"):
+        try:
+            module.check(checked, config)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
 
 
 def _check_layers(config: Config, name: str, teacher: Teacher) -> None:

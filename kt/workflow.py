@@ -111,35 +111,97 @@ def lessons(settings: Config) -> dict[str, Lesson]:
     return {lesson.origin: lesson for lesson in found}
 
 
+@dataclasses.dataclass(frozen=True)
+class Describer:
+    """A network whose features are clustered: a teacher, or a target that teaches in turn.
+
+    Attributes:
+        folder: Of the model.
+        map: Its layer's map is pooled to map x map.
+    """
+
+    folder: str
+    map: int
+
+
+def describers(settings: Config) -> dict[str, Describer]:
+    """Gives all of them by name; a target that teaches has its path as name, joined by `~`."""
+    found = {
+        name: Describer(f"results/teachers/{name}/s0", teacher.map)
+        for name, teacher in settings.teachers.items()
+    }
+    for lesson in lessons(settings).values():
+        options = _options(settings, lesson)
+        for before in rounds(settings, lesson):
+            folder = f"results/targets/{options.target}/{before.origin}/s0"
+            found[_graduate(options, before)] = Describer(folder, options.map)
+    return found
+
+
+def rounds(settings: Config, lesson: Lesson) -> list[Lesson]:
+    """Lists the lessons that come before one of the kind `iterated`; none before any other."""
+    options, found = _options(settings, lesson), []
+    for number in range(getattr(options, "rounds", 1) - 1):
+        source = (_graduate(options, found[-1]), options.layer) if number else lesson.sources[0]
+        found.append(Lesson("hard", (source,), lesson.k))
+    return found
+
+
+def _graduate(options, lesson: Lesson) -> str:
+    return "~".join([options.target, *lesson.origin.split("/")])
+
+
+def all_lessons(settings: Config) -> dict[str, Lesson]:
+    """Gives the lessons and those of the rounds before them, by origin."""
+    judged = lessons(settings)
+    before = [one for lesson in judged.values() for one in rounds(settings, lesson)]
+    return {**{lesson.origin: lesson for lesson in before}, **judged}
+
+
 def transfers(settings: Config) -> list[Judged]:
     """Lists the targets trained on what teachers say: target x lesson."""
     return [
-        _judged(
-            settings, f"{target}/{origin}", f"results/targets/{target}/{origin}/s{{seed}}",
-            _arm(settings, lesson), settings.seeds, target=target, teacher=lesson.teacher,
-            teacher_layer=lesson.layer, k=lesson.k, transfer=lesson.transfer,
-        )
+        _taught(settings, target, lesson)
         for target in settings.targets
-        for origin, lesson in lessons(settings).items()
-    ]  # fmt: skip
+        for lesson in lessons(settings).values()
+    ]
 
 
-def _arm(settings: Config, lesson: Lesson) -> str:
-    """Gives the arm of a lesson: that of its teacher, `transfer` where there are several."""
-    arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
-    return arms.pop() if len(arms) == 1 else "transfer"
+def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
+    # Several teachers, or a target of an earlier round, are always `transfer`.
+    arms = {
+        settings.teachers[name].transfer_as if name in settings.teachers else "transfer"
+        for name, _ in lesson.sources
+    }
+    arm = arms.pop() if len(arms) == 1 else "transfer"
+    folder = f"results/targets/{target}/{lesson.origin}/s{{seed}}"
+    return _judged(
+        settings, f"{target}/{lesson.origin}", folder, arm, settings.seeds, target=target,
+        teacher=lesson.teacher, teacher_layer=lesson.layer, k=lesson.k, transfer=lesson.transfer,
+    )  # fmt: skip
+
+
+def _kind(settings: Config, lesson: Lesson) -> Plugin:
+    found = settings.transfers.get(lesson.transfer)
+    return found.kind if found else Plugin(name="hard")  # of a round before another
+
+
+def _options(settings: Config, lesson: Lesson):
+    kind = _kind(settings, lesson)
+    return config.options("transfers", kind.name, kind.options())
 
 
 def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
-    kind = settings.transfers[lesson.transfer].kind
-    module = config.plugin("transfers", kind.name)
-    options = config.options("transfers", kind.name, kind.options())
+    module = config.plugin("transfers", _kind(settings, lesson).name)
+    options = _options(settings, lesson)
     numbers = module.clusters(options, lesson.k)
     clustered, labelled = settings.use.cluster, settings.use.target
+    before = rounds(settings, lesson)
+    sources = ((_graduate(options, before[-1]), options.layer),) if before else lesson.sources
     places = [
         (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
-        for teacher, layer in lesson.sources
+        for teacher, layer in sources
         for k in numbers
     ]
     split = f"{labelled}-train-unlabelled.h5"
@@ -165,9 +227,24 @@ def describe_teacher(settings: Config, name: str, seed: int) -> dict[str, Any]:
 
 def describe_target(settings: Config, target: str, origin: str, seed: int) -> dict[str, Any]:
     """Gives the fields of a target's model.json: the same as its metric records carry."""
-    described = {model.name: model.describe for model in judged(settings)}[f"{target}/{origin}"]
+    described = _described(settings, target, origin)
     fields = {key: value for key, value in described.items() if key not in ("model", "dataset")}
     return {"name": f"{target}/{origin}", "seed": settings.seed + seed, **fields}
+
+
+def _described(settings: Config, target: str, origin: str) -> dict[str, Any]:
+    lesson = all_lessons(settings).get(origin)
+    if lesson:
+        return _taught(settings, target, lesson).describe
+    return {model.name: model.describe for model in judged(settings)}[f"{target}/{origin}"]
+
+
+def transfer_options(settings: Config, lesson: Lesson) -> list[str]:
+    """Gives the options of target_train that say what is to be learned."""
+    found = ["--transfer", config.dumps(_kind(settings, lesson))]
+    for name, paths in lesson_tables(settings, lesson).items():
+        found += ["--pseudo-labels" if name == "labels" else f"--{name}", *paths]
+    return found
 
 
 def teacher_seeds(settings: Config, name: str) -> int:

@@ -100,7 +100,8 @@ def training_threads():
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
 TRAINING_THREADS = training_threads()
-LESSONS = plan.lessons(SETTINGS)
+LESSONS = plan.all_lessons(SETTINGS)
+DESCRIBERS = plan.describers(SETTINGS)
 
 
 def pack_of(role, split="train-unlabelled"):
@@ -186,11 +187,7 @@ def target_labels(wildcards, input):
     """Gives the options that say what is to be learned."""
     if supervised(wildcards):
         return ["--labels", input.labels, "--budget-of", input.budget]
-    lesson = LESSONS[wildcards.origin]
-    found = ["--transfer", dumps(SETTINGS.transfers[lesson.transfer].kind)]
-    for name, paths in plan.lesson_tables(SETTINGS, lesson).items():
-        found += ["--pseudo-labels" if name == "labels" else f"--{name}", *paths]
-    return found
+    return plan.transfer_options(SETTINGS, LESSONS[wildcards.origin])
 
 
 def target_params(wildcards):

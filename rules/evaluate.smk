@@ -5,7 +5,7 @@ TRAINED = sorted(
     | {f"results/teachers/{name}/s0" for name in SETTINGS.teachers}
 )
 SOURCES = sorted(
-    {(*source, lesson.k) for lesson in LESSONS.values() for source in lesson.sources}
+    {(*source, one.k) for one in plan.lessons(SETTINGS).values() for source in one.sources}
 )
 
 

@@ -55,8 +55,8 @@ rule pretext_train:
 rule features:
     """Writes one layer's features of a teacher for the images of a pack."""
     input:
-        weights="results/teachers/{teacher}/s0/model.safetensors",
-        model="results/teachers/{teacher}/s0/model.json",
+        weights=lambda w: f"{DESCRIBERS[w.teacher].folder}/model.safetensors",
+        model=lambda w: f"{DESCRIBERS[w.teacher].folder}/model.json",
         pack="results/data/{dataset}/{split}.h5",
     output:
         "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
@@ -73,7 +73,7 @@ rule features:
         runtime=240,
     params:
         folder=lambda w, input: os.path.dirname(input.model),
-        map=lambda w: teacher_of(w).map,
+        map=lambda w: DESCRIBERS[w.teacher].map,
         stage_version=2,
     message:
         "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"

@@ -2,19 +2,25 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import crafted
+import drawing
 import numpy as np
 import pytest
+import running
 import torch
 
 from kt import cluster, config, pseudo_labels, target_train
+from kt import workflow as plan
 from kt.core import table
 from kt.core.step import ConfigError, DataError
 from kt.core.transfer import Taught
 
+ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "hard": {},
+    "iterated": {"rounds": 2, "target": "small", "layer": "conv2", "map": 1},
     "multi_k": {"factors": [0.5, 1.0]},
     "multi_teacher": {"factors": [1.0]},
     "soft": {"temperature": 0.5},
@@ -251,3 +257,94 @@ def test_features_of_other_images_are_refused(tmp_path):
     crafted.write_features(arguments.features[0], rows, crafted.names(10, "other"))
     with pytest.raises(DataError, match="60 of 60 keys are missing"):
         target_train.run(arguments)
+
+
+# ---------------------------------------------------------------------------- in the workflow
+
+
+def settings(**transfers):
+    kinds = {name: None if kind is None else {"of": [], **kind} for name, kind in transfers.items()}
+    return config.resolve(ROOT, {"transfers": kinds})
+
+
+def test_hard_has_the_paths_without_a_name_and_the_others_one_with_it():
+    found = plan.lessons(
+        settings(soft={"kind": {"name": "soft", "temperature": 1}, "of": ["deep"]})
+    )
+    assert "deep/block3/k100" in found and "soft/deep/block3/k100" in found
+    assert len(found) == 6
+
+
+def test_several_teachers_make_one_lesson_of_the_arm_transfer():
+    both = {"kind": {"name": "multi_teacher", "factors": [1, 2]}, "of": ["deep", "hog/hog"]}
+    chosen = settings(hard=None, both=both)
+    (model,) = plan.transfers(chosen)
+    assert (
+        model.describe["arm"] == "transfer" and model.name == "small/both/deep+hog/block3+hog/k100"
+    )
+    (lesson,) = plan.lessons(chosen).values()
+    place = "results/pseudo_labels/{}/fashion_mnist/k{}/fashion_mnist-train-unlabelled.h5"
+    assert plan.lesson_tables(chosen, lesson) == {
+        "labels": [place.format(*one) for one in (
+            ("deep/block3", 100), ("deep/block3", 200), ("hog/hog", 100), ("hog/hog", 200)
+        )]
+    }  # fmt: skip
+
+
+def test_each_round_is_taught_by_the_target_of_the_one_before():
+    kind = {"name": "iterated", "rounds": 3, "target": "small", "layer": "conv4", "map": 2}
+    chosen = settings(hard=None, again={"kind": kind, "of": ["hog"]})
+    (lesson,) = plan.lessons(chosen).values()
+    first, second = plan.rounds(chosen, lesson)
+    assert first.origin == "hog/hog/k100" and second.origin == "small~hog~hog~k100/conv4/k100"
+    teacher = plan.describers(chosen)["small~hog~hog~k100"]
+    assert (teacher.folder, teacher.map) == ("results/targets/small/hog/hog/k100/s0", 2)
+    (table_of,) = plan.lesson_tables(chosen, lesson)["labels"]
+    assert "/small~small~hog~hog~k100~conv4~k100/conv4/" in table_of
+    assert set(plan.all_lessons(chosen)) == {first.origin, second.origin, lesson.origin}
+    assert plan.describe_target(chosen, "small", second.origin, 0)["arm"] == "transfer"
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ({"name": "iterated", "rounds": 2, "target": "smal", "layer": "conv4", "map": 1}, "target"),
+        ({"name": "iterated", "rounds": 2, "target": "small", "layer": "conv9", "map": 1}, "layer"),
+        (
+            {"name": "iterated", "rounds": 1, "target": "small", "layer": "conv4", "map": 1},
+            "rounds",
+        ),
+        ({"name": "sofd", "temperature": 1}, "did you mean 'soft'"),
+        ({"name": "soft"}, "temperature"),
+    ],
+)
+def test_a_wrong_kind_is_refused_before_anything_runs(kind, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(one={"kind": kind})
+    with pytest.raises(ConfigError, match="the name `hard` is for the kind hard"):
+        settings(hard={"kind": {"name": "regression"}})
+    with pytest.raises(ConfigError, match="'dep' is not defined"):
+        settings(one={"kind": {"name": "regression"}, "of": ["dep"]})
+    with pytest.raises(ConfigError, match="'block9' is not among"):
+        settings(one={"kind": {"name": "regression"}, "of": ["deep/block9"]})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(tmp_path):
+    drawing.write_folder(drawing.tree(40, 20, 20, draw=drawing.pattern), tmp_path / "pictures")
+    kinds = config.read(ROOT / "presets" / "transfers.yaml")["transfers"]
+    kinds["iterated"]["kind"]["layer"] = "conv2"  # the tiny target has two
+    kinds["similarity"]["kind"]["anchors"] = 30
+    only = {"teachers": dict.fromkeys(("own", "longer", "untrained", "random")), "transfers": kinds}
+    only["evaluations"] = dict.fromkeys(("finetune", "clusters"))
+    files = [running.overlay(tmp_path / "kinds.yaml", only)]
+    done = running.workflow(tmp_path, tmp_path / "pictures", files=files)
+    assert done.returncode == 0, running.output(done)
+    records = json.loads((tmp_path / "results/report/metrics.json").read_text())
+    found = {record.get("transfer") for record in records if record["arm"] == "transfer"}
+    assert found == set(kinds)
+    page = (tmp_path / "results/report/index.html").read_text()
+    assert all(f"{name}, teacher deep" in page for name in set(kinds) - {"hard"})
+    again = running.workflow(tmp_path, tmp_path / "pictures", "-n", files=files)
+    assert running.jobs(again) == []

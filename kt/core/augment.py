@@ -34,9 +34,9 @@ class ClassificationTask(Task):
         """Draws crops and colours; plain images for validation, epoch -1.
 
         Returns:
-            `rows` (B, 1), `labels` (B,), or (B, ...) of a kind of transfer; `matrix` (B, 3, 3) and `offset` (B, 3), from pixels 0..255
-            to normalised colours; `theta` (B, 2, 3), the affine map of each crop, unless all views
-            are whole images.
+            `rows` (B, 1); `labels` (B,), or (B, ...) of a kind of transfer; `matrix` (B, 3, 3) and
+            `offset` (B, 3), from pixels 0..255 to normalised colours; `theta` (B, 2, 3), the affine
+            map of each crop, unless all views are whole images.
         """
         options, context = self.options, self.context
         labels = self.taught.values(index) if self.taught else context.labels[index]

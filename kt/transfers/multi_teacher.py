@@ -1,6 +1,7 @@
 """Clusters of several teachers at once, each with a head of its own, also with several k.
 
-Source: ours. The paper finds Jigsaw++ and HOG both strong teachers (table 5); what they see differs.
+Source: ours. The paper finds Jigsaw++ and HOG both strong teachers (table 5); what they see
+differs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+"""Rounds: the target that was trained on a teacher's clusters becomes the next teacher.
+
+Source: DeepCluster (Caron et al., ECCV 2018) clusters a network's own features again and again;
+here each round trains a target from scratch, so that the last one has the same budget as any other.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Config, Count, Name, Settings, options, plugin
+from kt.core.step import ConfigError
+from kt.transfers.hard import build, clusters  # noqa: F401
+
+NEEDS = "labels"
+TOGETHER = False
+
+
+class Options(Settings):
+    """Options of the kind in the config."""
+
+    rounds: Annotated[int, Field(ge=2, description="trainings in all, the first on the teacher")]
+    target: Annotated[Name, Field(description="whose networks teach the rounds between")]
+    layer: Annotated[Name, Field(description="of these networks, whose features are clustered")]
+    map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
+
+
+def check(given: Options, config: Config) -> None:
+    """Refuses a target or a layer that is not there."""
+    if given.target not in config.targets:
+        raise ConfigError(f"target: {given.target!r} is none of {', '.join(config.targets)}")
+    backbone = config.targets[given.target].backbone
+    module = plugin("backbones", backbone.name)
+    known = module.layers(options("backbones", backbone.name, backbone.options()))
+    if known is not None and given.layer not in known:
+        raise ConfigError(f"layer: {given.layer!r} is none of {', '.join(known)}")
