@@ -1,0 +1,1 @@
+"""Questions asked of real photographs, with the settings that answer them."""

@@ -1,0 +1,132 @@
+"""Runs one experiment on one or more sets of pictures and writes its page, docs/results/NAME.md.
+
+    python -m experiments --list
+    python -m experiments kinds --data FOLDER --cores 2     # FOLDER/imagenette96.zip and so on
+    python -m experiments kinds                             # the page again, from what is kept
+
+An experiment is a folder here: `experiment.yaml` says question, data sets and claims,
+`overlay.yaml` lies over config.yaml and presets/photos.yaml. What a run found is kept beside them,
+a file for each data set: its metric records, what it cost, on what machine and at which commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.page import page
+from kt.core import step
+
+ROOT = Path(__file__).parent.parent
+PLACE = ROOT / "experiments"
+
+
+def main() -> None:
+    """Parses the command line; ends with 2 where there is no such experiment or picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="experiments; none: all")
+    parser.add_argument("--list", action="store_true", help="list them")
+    parser.add_argument("--data", type=Path, help="folder of the pictures; without it no run")
+    parser.add_argument("--only", nargs="+", help="of the data sets")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("experiments-runs"), help="results/ go here"
+    )
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    known = sorted(path.parent.name for path in PLACE.glob("*/experiment.yaml"))
+    wrong = set(arguments.names) - set(known)
+    if wrong:
+        parser.error(f"no experiment {', '.join(sorted(wrong))}; known: {', '.join(known)}")
+    for name in arguments.names or known:
+        about = yaml.safe_load((PLACE / name / "experiment.yaml").read_text())
+        if arguments.list:
+            print(f"{name}: {about['question']}")
+            continue
+        for dataset in about["datasets"] if arguments.data else []:
+            if not arguments.only or dataset in arguments.only:
+                found = run(name, dataset, arguments)
+                step.write_json(PLACE / name / f"{dataset}.json", found)
+        write_page(name, about)
+
+
+def run(name: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the workflow on one data set; gives records, cost, machine and commit.
+
+    Raises:
+        SystemExit: The pictures are missing, or the workflow failed; with its exit code.
+    """
+    images = next(arguments.data.glob(f"{dataset}.*"), arguments.data / dataset)
+    if not images.exists():
+        sys.exit(f"error: expected pictures at {images}(.zip, .tar), found nothing")
+    folder = (arguments.runs / name / dataset).absolute()
+    command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--directory", folder]
+    command += [
+        "--configfile",
+        PLACE / name / "overlay.yaml",
+        "--config",
+        f"images={images.absolute()}",
+    ]
+    begun = time.monotonic()
+    done = subprocess.run(list(map(str, command)), cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return {
+        "records": step.read_json(folder / "results/report/metrics.json"),
+        "cpu_seconds": round(cpu_seconds(folder)),
+        "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
+        "cores": arguments.cores,
+        "commit": step.git_state(),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+    }
+
+
+def cpu_seconds(folder: Path) -> float:
+    """Sums the processor time of all jobs from Snakemake's benchmark files."""
+    total = 0.0
+    for path in (folder / "results/benchmarks").rglob("*.tsv"):
+        with open(path, newline="") as file:
+            total += sum(float(row["cpu_time"]) for row in csv.DictReader(file, delimiter="\t"))
+    return total
+
+
+def machine() -> str:
+    """Names the processor and its cores, and the GPU if there is one."""
+    import torch
+
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), ""
+    )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores {model}{gpu}".strip()
+
+
+def write_page(name: str, about: dict[str, Any]) -> None:
+    """Writes docs/results/NAME.md from what is kept; nothing where no run is."""
+    found = {
+        dataset: json.loads(path.read_text())
+        for dataset in about["datasets"]
+        if (path := PLACE / name / f"{dataset}.json").exists()
+    }
+    if found:
+        (ROOT / "docs/results").mkdir(exist_ok=True)
+        step.write_text(ROOT / "docs/results" / f"{name}.md", page(name, about, found))
+
+
+if __name__ == "__main__":
+    main()

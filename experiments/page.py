@@ -1,0 +1,101 @@
+"""The page of an experiment: for each data set a table of all models, and what comes of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kt.core import summary, verdict
+from kt.core.intervals import TIE, Interval, outcome
+from kt.core.records import Column, Record, grouped
+
+WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
+SHOWN = ("knn", "linear", "finetune")
+
+
+def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Gives the page as Markdown.
+
+    Args:
+        name: Of the experiment.
+        about: Its `question`, `title`, `claims`.
+        found: What was kept of each data set.
+    """
+    parts = [
+        f"# {about['title']}",
+        about["question"].strip(),
+        f"Made by `python -m experiments {name} --data FOLDER`; settings: "
+        f"[overlay.yaml](../../experiments/{name}/overlay.yaml) over `config.yaml` and "
+        "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds (Student's t); gaps are "
+        "paired by seed. What was chosen was chosen on a held-out part of train.",
+    ]
+    for dataset, run in found.items():
+        records = run["records"]
+        parts += [f"## {dataset}", table(records), *claims(about.get("claims", []), records)]
+        parts.append(
+            f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in all; {run['machine']}; "
+            f"commit {run['commit']}, {run['date']}."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def table(records: Sequence[Record]) -> str:
+    """Gives one row for each model, the layers of probes chosen on held-out images."""
+    comparison = summary.compare(records, ["knn", "linear"])
+    rows = comparison.arms + [row for row in comparison.candidates if not row.chosen]
+    places = [i for i, column in enumerate(comparison.columns) if column.evaluation in SHOWN]
+    heads = [verdict.title(comparison.columns[place]) for place in places]
+    lines = ["| " + " | ".join(["arm", "taught by", "seeds", *heads]) + " |"]
+    lines.append("|" + " --- |" * (3 + len(heads)))
+    for row in sorted(rows, key=lambda row: (summary.rank(row.arm, summary.ARMS), row.about)):
+        cells = [row.cells[place] for place in places]
+        values = [verdict.spread(cell.interval) if cell else "–" for cell in cells]
+        name = f"**{row.arm}**" if row.chosen else row.arm
+        lines.append("| " + " | ".join([name, row.about, str(row.seeds), *values]) + " |")
+    return "\n".join(lines)
+
+
+def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> list[str]:
+    """Gives a list with one line for each claim: the gap with its interval, and what it says.
+
+    A claim names two sets of fields (`of`, `against`) that each single out one model, an
+    `evaluation`, perhaps `labels_per_class` and `layer`. `expect: tie` claims that there is no gap.
+    """
+    lines = []
+    for claim in given:
+        gap = difference(claim, records)
+        if gap is None:
+            lines.append(f"- {claim['text']}: not measured here.")
+            continue
+        word = WORDS[outcome(gap)]
+        if claim.get("expect") == "tie":
+            word = equal(gap)
+        lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).")
+    return ["\n".join(lines)] if lines else []
+
+
+def equal(gap: Interval) -> str:
+    """Says whether there is no gap: all of its interval within two points of zero."""
+    if gap.half is not None and abs(gap.mean) + gap.half <= TIE:
+        return WORDS["beats"]
+    return WORDS["tie" if outcome(gap) == "tie" else "behind"]
+
+
+def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval | None:
+    """Gives the paired difference that a claim is about, None where a side was not measured.
+
+    Raises:
+        ValueError: The fields of a side fit more than one model.
+    """
+    column = Column(claim["evaluation"], claim.get("metric", "top1"), claim.get("labels_per_class"))
+    layer = claim.get("layer")
+    sides = []
+    for side in ("of", "against"):
+        wanted = claim[side]
+        fits = [r for r in records if all(r.get(key) == value for key, value in wanted.items())]
+        if len(grouped(fits, lambda record: record["model"])) > 1:
+            raise ValueError(f"{claim['text']}: {side} {wanted} fits more than one model")
+        sides.append([r for r in fits if layer in (None, r.get("layer"))])
+    if layer is None:
+        sides = [summary.settle_layers(side) for side in sides]
+    return summary.paired(*sides, column)

@@ -1,0 +1,146 @@
+"""Experiments: settings fit the workflow, claims name one model each, pages say what was found."""
+
+import itertools
+import shutil
+
+import drawing
+import pytest
+import yaml
+from running import ROOT, TINY
+
+from experiments import __main__ as experiments
+from experiments.page import claims, difference, page, table
+from kt import config
+from kt import workflow as plan
+
+NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.yaml"))
+CLAIM = {"text": "A beats B", "of": {"model": "a"}, "against": {"model": "b"}, "evaluation": "knn"}
+
+
+def about(name):
+    return yaml.safe_load((ROOT / "experiments" / name / "experiment.yaml").read_text())
+
+
+def records(gap=0.1, noise=0.001, seeds=3):
+    """Two models of the arms transfer and direct, `a` ahead of `b` by the gap."""
+    found = []
+    for seed, (model, arm, base) in itertools.product(
+        range(seeds), [("a", "transfer", 0.5 + gap), ("b", "direct", 0.5)]
+    ):
+        for metric in ("top1", "validation_top1"):
+            value = base + noise * (seed - 1) * (1 if model == "a" else -1)
+            found.append(
+                {"model": model, "arm": arm, "evaluation": "knn", "dataset": "images",
+                 "metric": metric, "value": value, "seed": seed, "n": 100, "target": "small"}
+            )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_overlay_is_a_valid_configuration(name):
+    overlay = config.read(ROOT / "experiments" / name / "overlay.yaml")
+    config.resolve(ROOT, {**overlay, "images": "pictures.zip"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_side_of_a_claim_is_one_model_of_the_run(name):
+    overlay = config.read(ROOT / "experiments" / name / "overlay.yaml")
+    settings = config.resolve(ROOT, {**overlay, "images": "pictures.zip"})
+    models = [model.describe for model in plan.judged(settings)]
+    for claim in about(name)["claims"]:
+        assert claim["evaluation"] in settings.evaluations
+        for side in ("of", "against"):
+            fits = [m for m in models if all(m.get(k) == v for k, v in claim[side].items())]
+            assert len(fits) == 1, (claim["text"], side, [m["model"] for m in fits])
+
+
+def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monkeypatch):
+    made = tmp_path / "docs" / "results"
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    for name in NAMES:
+        experiments.write_page(name, about(name))
+    written = ROOT / "docs" / "results"
+    assert {path.name for path in made.glob("*.md")} == {path.name for path in written.glob("*.md")}
+    for path in made.glob("*.md"):
+        assert path.read_text() == (written / path.name).read_text()
+
+
+@pytest.mark.parametrize(
+    "gap, noise, word",
+    [(0.1, 0.001, "holds"), (-0.1, 0.001, "does not hold"), (0.03, 0.05, "not settled")],
+)
+def test_a_claim_holds_or_not_by_the_paired_interval(gap, noise, word):
+    (line,) = claims([CLAIM], records(gap, noise))
+    assert line.startswith(f"- A beats B: **{word}** (")
+
+
+@pytest.mark.parametrize(
+    "gap, noise, word",
+    [(0.001, 0.001, "holds"), (0.1, 0.001, "does not hold"), (0.001, 0.05, "not settled")],
+)
+def test_a_claim_of_no_gap_needs_an_interval_within_two_points(gap, noise, word):
+    (line,) = claims([{**CLAIM, "expect": "tie"}], records(gap, noise))
+    assert f"**{word}**" in line
+
+
+def test_what_was_not_measured_is_said_and_two_models_for_one_side_are_refused():
+    (line,) = claims([{**CLAIM, "of": {"model": "c"}}], records())
+    assert line == "- A beats B: not measured here."
+    with pytest.raises(ValueError, match="fits more than one model"):
+        difference({**CLAIM, "of": {"dataset": "images"}}, records())
+
+
+def test_the_page_has_question_command_table_cost_and_machine():
+    kept = {
+        "records": records(),
+        "cpu_seconds": 600,
+        "machine": "2 cores",
+        "commit": "abc",
+        "date": "d",
+    }
+    text = page("kinds", {"title": "T", "question": "Q?", "claims": [CLAIM]}, {"photos": kept})
+    for part in (
+        "# T",
+        "Q?",
+        "python -m experiments kinds",
+        "## photos",
+        "10 minutes",
+        "2 cores; commit abc",
+    ):
+        assert part in text
+    assert "| **transfer** |" in table(records()) and "60.0" in table(records())
+
+
+def test_unknown_experiments_are_refused_with_the_known_ones(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["experiments", "kind"])
+    with pytest.raises(SystemExit) as ended:
+        experiments.main()
+    assert ended.value.code == 2 and "kinds" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, monkeypatch):
+    place = tmp_path / "experiments" / "small"
+    place.mkdir(parents=True)
+    only = config.read(TINY) | {"evaluations": {"finetune": None, "clusters": None}}
+    only["teachers"] |= dict.fromkeys(("own", "longer", "untrained", "random", "hog"))
+    (place / "overlay.yaml").write_text(yaml.safe_dump(only))
+    claim = {**CLAIM, "of": {"arm": "transfer"}, "against": {"arm": "supervised"}}
+    described = {"title": "T", "question": "Q?", "datasets": ["drawn", "other"], "claims": [claim]}
+    (place / "experiment.yaml").write_text(yaml.safe_dump(described))
+    drawing.write_folder(
+        drawing.tree(40, 20, 20, draw=drawing.pattern), tmp_path / "data" / "drawn"
+    )
+    monkeypatch.setattr(experiments, "PLACE", tmp_path / "experiments")
+    (tmp_path / "docs").mkdir()
+    options = ["small", "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--only", "drawn"]
+    monkeypatch.setattr("sys.argv", ["experiments", *map(str, options)])
+    written = []
+    monkeypatch.setattr(experiments, "write_page", lambda name, about: written.append(name))
+    experiments.main()
+    kept = experiments.step.read_json(place / "drawn.json")
+    assert written == ["small"] and kept["cpu_seconds"] > 1 and kept["machine"]
+    assert {record["arm"] for record in kept["records"]} == {"transfer", "supervised"}
+    assert "A beats B" in page("small", described, {"drawn": kept})
