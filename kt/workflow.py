@@ -73,16 +73,19 @@ class Lesson:
         transfer: Name of the kind's settings in the config.
         sources: Teacher and layer, more than one where a kind takes several together.
         k: Number of clusters.
+        round: Which one of a kind with rounds; 0 is the last, the one that is judged.
     """
 
     transfer: str
     sources: tuple[tuple[str, str], ...]
     k: int
+    round: int = 0
 
     @property
     def origin(self) -> str:
         """Its place in paths; `hard`, the paper's kind, needs no name."""
-        kind = "" if self.transfer == "hard" else f"{self.transfer}/"
+        name = f"{self.transfer}~{self.round}" if self.round else self.transfer
+        kind = "" if name == "hard" else f"{name}/"
         return f"{kind}{self.teacher}/{self.layer}/k{self.k}"
 
     @property
@@ -139,16 +142,22 @@ def describers(settings: Config) -> dict[str, Describer]:
 
 
 def rounds(settings: Config, lesson: Lesson) -> list[Lesson]:
-    """Lists the lessons that come before one of the kind `iterated`; none before any other."""
-    options, found = _options(settings, lesson), []
-    for number in range(getattr(options, "rounds", 1) - 1):
-        source = (_graduate(options, found[-1]), options.layer) if number else lesson.sources[0]
-        found.append(Lesson("hard", (source,), lesson.k))
-    return found
+    """Lists the rounds before the one that is judged; none of most kinds."""
+    number = getattr(_options(settings, lesson), "rounds", 1)
+    return [dataclasses.replace(lesson, round=one) for one in range(1, number)]
 
 
 def _graduate(options, lesson: Lesson) -> str:
     return "~".join([options.target, *lesson.origin.split("/")])
+
+
+def _sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
+    """Gives who teaches: the teachers, or in a later round the target of the one before."""
+    options = _options(settings, lesson)
+    number = lesson.round or getattr(options, "rounds", 1)
+    if number == 1:
+        return lesson.sources
+    return ((_graduate(options, dataclasses.replace(lesson, round=number - 1)), options.layer),)
 
 
 def all_lessons(settings: Config) -> dict[str, Lesson]:
@@ -168,11 +177,7 @@ def transfers(settings: Config) -> list[Judged]:
 
 
 def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
-    # Several teachers, or a target of an earlier round, are always `transfer`.
-    arms = {
-        settings.teachers[name].transfer_as if name in settings.teachers else "transfer"
-        for name, _ in lesson.sources
-    }
+    arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
     arm = arms.pop() if len(arms) == 1 else "transfer"
     folder = f"results/targets/{target}/{lesson.origin}/s{{seed}}"
     return _judged(
@@ -181,27 +186,19 @@ def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
     )  # fmt: skip
 
 
-def _kind(settings: Config, lesson: Lesson) -> Plugin:
-    found = settings.transfers.get(lesson.transfer)
-    return found.kind if found else Plugin(name="hard")  # of a round before another
-
-
 def _options(settings: Config, lesson: Lesson):
-    kind = _kind(settings, lesson)
+    kind = settings.transfers[lesson.transfer].kind
     return config.options("transfers", kind.name, kind.options())
 
 
 def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
-    module = config.plugin("transfers", _kind(settings, lesson).name)
-    options = _options(settings, lesson)
-    numbers = module.clusters(options, lesson.k)
+    module = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
+    numbers = module.clusters(_options(settings, lesson), lesson.k)
     clustered, labelled = settings.use.cluster, settings.use.target
-    before = rounds(settings, lesson)
-    sources = ((_graduate(options, before[-1]), options.layer),) if before else lesson.sources
     places = [
         (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
-        for teacher, layer in sources
+        for teacher, layer in _sources(settings, lesson)
         for k in numbers
     ]
     split = f"{labelled}-train-unlabelled.h5"
@@ -241,7 +238,7 @@ def _described(settings: Config, target: str, origin: str) -> dict[str, Any]:
 
 def transfer_options(settings: Config, lesson: Lesson) -> list[str]:
     """Gives the options of target_train that say what is to be learned."""
-    found = ["--transfer", config.dumps(_kind(settings, lesson))]
+    found = ["--transfer", config.dumps(settings.transfers[lesson.transfer].kind)]
     for name, paths in lesson_tables(settings, lesson).items():
         found += ["--pseudo-labels" if name == "labels" else f"--{name}", *paths]
     return found

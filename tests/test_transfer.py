@@ -20,7 +20,7 @@ from kt.core.transfer import Taught
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "hard": {},
-    "iterated": {"rounds": 2, "target": "small", "layer": "conv2", "map": 1},
+    "iterated": {"factors": [0.5, 1.0], "rounds": 2, "target": "small", "layer": "conv2", "map": 1},
     "multi_k": {"factors": [0.5, 1.0]},
     "multi_teacher": {"factors": [1.0]},
     "soft": {"temperature": 0.5},
@@ -28,6 +28,7 @@ OPTIONS = {
     "regression": {},
     "similarity": {"anchors": 20, "temperature": 0.1},
 }
+SEVERAL = ("multi_k", "multi_teacher", "iterated")
 NUMBER, WIDTH, K = 60, 5, 4
 
 
@@ -43,7 +44,7 @@ def taught(seed: int = 0) -> Taught:
 def build(name: str, **changes):
     module = config.plugin("transfers", name)
     options = config.options("transfers", name, OPTIONS[name] | changes)
-    several = 2 if name.startswith("multi") else 1
+    several = 2 if name in SEVERAL else 1
     return module.build(options, [taught(seed) for seed in range(several)], 0)
 
 
@@ -109,7 +110,7 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
     report = place / "report.json"
     report.write_text(json.dumps({"mean": [0.5] * 3, "std": [0.3] * 3}))
     module = config.plugin("transfers", name)
-    several = range(2 if name.startswith("multi") else 1)
+    several = range(2 if name in SEVERAL else 1)
     features = [
         crafted.write_features(
             place / f"features-{seed}.h5", taught(seed).rows[order], [keys[row] for row in order]
@@ -156,7 +157,7 @@ def test_hard_is_the_cross_entropy_of_the_labels():
     assert float(found) == pytest.approx(-np.log(likely).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["multi_k", "multi_teacher"])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_several_heads_are_averaged_each_with_its_labels(name):
     kind = build(name)
     outputs = torch.randn(NUMBER, 2 * K)
@@ -262,6 +263,11 @@ def test_features_of_other_images_are_refused(tmp_path):
 # ---------------------------------------------------------------------------- in the workflow
 
 
+ROUNDS = {
+    "name": "iterated", "factors": [1], "rounds": 2, "target": "small", "layer": "conv4", "map": 1
+}  # fmt: skip
+
+
 def settings(**transfers):
     kinds = {name: None if kind is None else {"of": [], **kind} for name, kind in transfers.items()}
     return config.resolve(ROOT, {"transfers": kinds})
@@ -292,28 +298,33 @@ def test_several_teachers_make_one_lesson_of_the_arm_transfer():
 
 
 def test_each_round_is_taught_by_the_target_of_the_one_before():
-    kind = {"name": "iterated", "rounds": 3, "target": "small", "layer": "conv4", "map": 2}
+    kind = ROUNDS | {"rounds": 3, "map": 2, "factors": [1, 2]}
     chosen = settings(hard=None, again={"kind": kind, "of": ["hog"]})
     (lesson,) = plan.lessons(chosen).values()
     first, second = plan.rounds(chosen, lesson)
-    assert first.origin == "hog/hog/k100" and second.origin == "small~hog~hog~k100/conv4/k100"
-    teacher = plan.describers(chosen)["small~hog~hog~k100"]
-    assert (teacher.folder, teacher.map) == ("results/targets/small/hog/hog/k100/s0", 2)
-    (table_of,) = plan.lesson_tables(chosen, lesson)["labels"]
-    assert "/small~small~hog~hog~k100~conv4~k100/conv4/" in table_of
+    assert (first.origin, second.origin) == ("again~1/hog/hog/k100", "again~2/hog/hog/k100")
+    assert lesson.origin == "again/hog/hog/k100"
+    places = "results/pseudo_labels/{}/fashion_mnist/k{}/fashion_mnist-train-unlabelled.h5"
+    for one, taught_by in (
+        (first, "hog/hog"),
+        (second, "small~again~1~hog~hog~k100/conv4"),
+        (lesson, "small~again~2~hog~hog~k100/conv4"),
+    ):
+        wanted = [places.format(taught_by, k) for k in (100, 200)]
+        assert plan.lesson_tables(chosen, one) == {"labels": wanted}
+    teacher = plan.describers(chosen)["small~again~1~hog~hog~k100"]
+    assert (teacher.folder, teacher.map) == ("results/targets/small/again~1/hog/hog/k100/s0", 2)
     assert set(plan.all_lessons(chosen)) == {first.origin, second.origin, lesson.origin}
-    assert plan.describe_target(chosen, "small", second.origin, 0)["arm"] == "transfer"
+    assert plan.describe_target(chosen, "small", second.origin, 0)["arm"] == "hog"
+    assert [model.name for model in plan.transfers(chosen)] == ["small/again/hog/hog/k100"]
 
 
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ({"name": "iterated", "rounds": 2, "target": "smal", "layer": "conv4", "map": 1}, "target"),
-        ({"name": "iterated", "rounds": 2, "target": "small", "layer": "conv9", "map": 1}, "layer"),
-        (
-            {"name": "iterated", "rounds": 1, "target": "small", "layer": "conv4", "map": 1},
-            "rounds",
-        ),
+        (ROUNDS | {"target": "smal"}, "target: 'smal' is none of small"),
+        (ROUNDS | {"layer": "conv9"}, "layer: 'conv9' is none of conv1"),
+        (ROUNDS | {"rounds": 1}, "rounds"),
         ({"name": "sofd", "temperature": 1}, "did you mean 'soft'"),
         ({"name": "soft"}, "temperature"),
     ],

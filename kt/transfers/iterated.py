@@ -1,4 +1,4 @@
-"""Rounds: the target that was trained on a teacher's clusters becomes the next teacher.
+"""Rounds: a target that was trained on its teachers' clusters becomes the next teacher.
 
 Source: DeepCluster (Caron et al., ECCV 2018) clusters a network's own features again and again;
 here each round trains a target from scratch, so that the last one has the same budget as any other.
@@ -10,18 +10,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kt.config import Config, Count, Name, Settings, options, plugin
+from kt.config import Config, Count, Name, options, plugin
 from kt.core.step import ConfigError
-from kt.transfers.hard import build, clusters  # noqa: F401
+from kt.transfers import multi_k
+from kt.transfers.multi_k import build, clusters  # noqa: F401 (a head for each of all)
 
 NEEDS = "labels"
-TOGETHER = False
+TOGETHER = True
 
 
-class Options(Settings):
+class Options(multi_k.Options):
     """Options of the kind in the config."""
 
-    rounds: Annotated[int, Field(ge=2, description="trainings in all, the first on the teacher")]
+    rounds: Annotated[int, Field(ge=2, description="trainings in all, the first on the teachers")]
     target: Annotated[Name, Field(description="whose networks teach the rounds between")]
     layer: Annotated[Name, Field(description="of these networks, whose features are clustered")]
     map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
