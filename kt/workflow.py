@@ -152,12 +152,14 @@ def _graduate(options, lesson: Lesson) -> str:
 
 
 def _sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
-    """Gives who teaches: the teachers, or in a later round the target of the one before."""
+    """Gives who teaches: the teachers, in a later round (also) the target of the one before."""
     options = _options(settings, lesson)
     number = lesson.round or getattr(options, "rounds", 1)
     if number == 1:
         return lesson.sources
-    return ((_graduate(options, dataclasses.replace(lesson, round=number - 1)), options.layer),)
+    before = dataclasses.replace(lesson, round=number - 1)
+    kept = lesson.sources if options.keep else ()
+    return (*kept, (_graduate(options, before), options.layer))
 
 
 def all_lessons(settings: Config) -> dict[str, Lesson]:

@@ -20,7 +20,14 @@ from kt.core.transfer import Taught
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "hard": {},
-    "iterated": {"factors": [0.5, 1.0], "rounds": 2, "target": "small", "layer": "conv2", "map": 1},
+    "iterated": {
+        "factors": [0.5, 1.0],
+        "rounds": 2,
+        "keep": False,
+        "target": "small",
+        "layer": "conv2",
+        "map": 1,
+    },
     "multi_k": {"factors": [0.5, 1.0]},
     "multi_teacher": {"factors": [1.0]},
     "soft": {"temperature": 0.5},
@@ -264,7 +271,8 @@ def test_features_of_other_images_are_refused(tmp_path):
 
 
 ROUNDS = {
-    "name": "iterated", "factors": [1], "rounds": 2, "target": "small", "layer": "conv4", "map": 1
+    "name": "iterated", "factors": [1], "rounds": 2, "keep": False, "target": "small",
+    "layer": "conv4", "map": 1,
 }  # fmt: skip
 
 
@@ -317,6 +325,9 @@ def test_each_round_is_taught_by_the_target_of_the_one_before():
     assert set(plan.all_lessons(chosen)) == {first.origin, second.origin, lesson.origin}
     assert plan.describe_target(chosen, "small", second.origin, 0)["arm"] == "hog"
     assert [model.name for model in plan.transfers(chosen)] == ["small/again/hog/hog/k100"]
+    kept = settings(hard=None, again={"kind": kind | {"keep": True}, "of": ["hog"]})
+    places_of = plan.lesson_tables(kept, plan.rounds(kept, lesson)[1])["labels"]
+    assert len(places_of) == 4 and "/hog/hog/" in places_of[0] and "small~again~1" in places_of[2]
 
 
 @pytest.mark.parametrize(

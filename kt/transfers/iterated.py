@@ -2,6 +2,7 @@
 
 Source: DeepCluster (Caron et al., ECCV 2018) clusters a network's own features again and again;
 here each round trains a target from scratch, so that the last one has the same budget as any other.
+With `keep` the first teachers' clusters stay beside the target's own, each with heads of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Options(multi_k.Options):
     """Options of the kind in the config."""
 
     rounds: Annotated[int, Field(ge=2, description="trainings in all, the first on the teachers")]
+    keep: Annotated[bool, Field(description="the teachers teach in later rounds, too")]
     target: Annotated[Name, Field(description="whose networks teach the rounds between")]
     layer: Annotated[Name, Field(description="of these networks, whose features are clustered")]
     map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
