@@ -1,4 +1,4 @@
-"""Each line of the paper's tables has settings that fit, and a model and evaluations of that name."""
+"""Each line of the tables of the paper has settings that fit, a model and evaluations."""
 
 import re
 
