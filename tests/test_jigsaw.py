@@ -248,10 +248,10 @@ def test_tiles_have_zero_mean_and_unit_variance_and_flat_ones_stay_small():
 
 def unjittered(size, number, occlusions=0):
     """A task whose tiles are whole cells in true colours."""
-    options = SimpleNamespace(occlusions=occlusions, grey=0.0, projection=0.0)
+    options = SimpleNamespace(grey=0.0, projection=0.0)
     geometry = (size // 3, size // 3, 0, 0)
     labels = permutations.permutation_set(20, 6)
-    return tiles.JigsawTask(options, crafted.context(size, number), geometry, labels)
+    return tiles.JigsawTask(options, crafted.context(size, number), geometry, labels, occlusions)
 
 
 def cells_of(image):
