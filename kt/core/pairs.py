@@ -43,7 +43,7 @@ class PairTask(Task):
         towards = torch.tensor(NEIGHBOURS)[labels] * self.step
         corner = (place + self.step)[:, None] + moved  # (B, patch, axis)
         corner[:, 1] += towards
-        top, left = corner[..., None].expand(-1, -1, -1, 3).contiguous().unbind(2)
+        top, left = (edge[..., None].repeat(1, 1, 3) for edge in corner.unbind(2))
         return {
             "rows": index[:, None], "labels": labels, "source": torch.zeros_like(moved[..., 0]),
             "top": top, "left": left, "colour": self._colour(ids, epoch),
