@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.task:
         examples = solved_puzzles(job) if hasattr(job.task, "tiles") else None
         description["task"] = arguments.task.model_dump()
+        description["num_labels"] = job.task.num_classes
         description["training"] = training_summary(job)
     chosen = train[torch.linspace(0, len(train) - 1, min(len(train), STATISTICS_IMAGES)).long()]
     if not arguments.task or not job.task.whole_images:

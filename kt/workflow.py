@@ -251,6 +251,16 @@ def teacher_seeds(settings: Config, name: str) -> int:
     return settings.teachers[name].seeds or settings.seeds
 
 
+def first_of_each_task(settings: Config) -> list[str]:
+    """Lists the teachers whose puzzles the report shows: the first of each pretext task."""
+    tasks = [teacher.task and teacher.task.name for teacher in settings.teachers.values()]
+    return [
+        name
+        for place, name in enumerate(settings.teachers)
+        if tasks[place] and tasks[place] not in tasks[:place]
+    ]
+
+
 def backbone(settings: Config, teacher: Teacher) -> Plugin:
     """Gives a teacher's backbone, looking up a target's where it names one."""
     if isinstance(teacher.backbone, str):

@@ -62,9 +62,8 @@ rule report:
         logs=expand("{folder}/log.jsonl", folder=TRAINED),
         puzzles=lambda w: [
             f"results/teachers/{name}/s0/examples.h5"
-            for name, teacher in SETTINGS.teachers.items()
-            if teacher.task
-        ][:1],
+            for name in plan.first_of_each_task(SETTINGS)
+        ],
         data_report=data_reports(),
         pack=pack_of("target"),
         labels=pack_of("target", "train-unlabelled-labels"),

@@ -70,6 +70,12 @@ def scenes(number: int, size: int, seed: int = 0) -> np.ndarray:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
+def landscapes(number: int, size: int, seed: int = 0) -> np.ndarray:
+    """Draws `scenes` that darken from top to bottom, too, so that they have an upright side."""
+    shade = np.linspace(1, 0.4, size)[:, None]
+    return (scenes(number, size, seed) * shade).astype(np.uint8)
+
+
 def discs(number: int, size: int, first: int = 0) -> tuple[np.ndarray, torch.Tensor]:
     """Draws discs in the colours of three classes: (N, 3, S, S) uint8 and labels (N,) int64."""
     labels = np.arange(number) % 3

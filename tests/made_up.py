@@ -102,6 +102,8 @@ def write_models(folder):
             "seed": seed,
         }
         model["task"] = {"name": "jigsawpp", "permutations": 100} if not k else {"name": "labels"}
+        if not k:
+            model["num_labels"] = 100
         seconds = {"deep": 140.0, "direct": 60.0, "longer": 200.0}.get(name, 20.0)
         step.write_json(place / "model.json", model | {"provenance": {"seconds": seconds}})
         top = 0.62 if name == "deep" else 0.3

@@ -284,6 +284,12 @@ def test_fingerprints_are_those_of_the_values():
     assert workflow.fingerprint(one) != workflow.fingerprint(resolve(seeds=4))
 
 
+def test_the_report_shows_puzzles_of_the_first_teacher_of_each_pretext_task():
+    assert workflow.first_of_each_task(resolve()) == ["deep"]
+    found = config.resolve(ROOT, config.read(ROOT / "presets" / "pretext_tasks.yaml"))
+    assert workflow.first_of_each_task(found) == ["deep", "jigsaw", "context", "rotation"]
+
+
 def test_the_reference_names_every_key_of_the_default_configuration():
     text = reference.reference()
     for key in ("seeds", "teachers.NAME.training.lr", "targets.NAME.supervised", "clustering.pca"):

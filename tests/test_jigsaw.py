@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import crafted
@@ -6,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from kt import pretext_train
+from kt import config
 from kt.core import draws, permutations, tiles
 from kt.core.delivery import load_batch
 from kt.core.step import ConfigError
-from kt.tasks import jigsawpp
+from kt.pretext_train import _cost, build_task
+from kt.tasks import jigsaw, jigsawpp
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -66,6 +69,14 @@ def test_tiles_stay_in_their_cells_and_never_touch():
         assert 3 * cell <= size and offset >= 1 and shift >= 0 and tile >= 5
         assert offset + shift + tile < cell
         assert abs(tile / cell - 64 / 85) < 0.08
+
+
+def test_plain_tiles_have_their_own_published_sizes_and_may_touch():
+    assert jigsawpp.geometry(225, jigsaw.PUBLISHED, 0) == (75, 64, 9, 2)
+    for size in range(28, 256):
+        cell, tile, offset, shift = jigsawpp.geometry(size, jigsaw.PUBLISHED, 0)
+        assert 3 * cell <= size and offset >= 1 and shift >= 0
+        assert offset + shift + tile == cell
 
 
 def test_images_too_small_for_a_puzzle_are_refused():
@@ -248,10 +259,10 @@ def test_tiles_have_zero_mean_and_unit_variance_and_flat_ones_stay_small():
 
 def unjittered(size, number, occlusions=0):
     """A task whose tiles are whole cells in true colours."""
-    options = SimpleNamespace(occlusions=occlusions, grey=0.0, projection=0.0)
+    options = SimpleNamespace(grey=0.0, projection=0.0)
     geometry = (size // 3, size // 3, 0, 0)
     labels = permutations.permutation_set(20, 6)
-    return tiles.JigsawTask(options, crafted.context(size, number), geometry, labels)
+    return tiles.JigsawTask(options, crafted.context(size, number), geometry, labels, occlusions)
 
 
 def cells_of(image):
@@ -285,6 +296,42 @@ def test_replaced_tiles_come_from_the_other_image_at_the_declared_cell():
         assert not np.array_equal(found[puzzle, slot], own)
 
 
+# ---------------------------------------------------------------------------- plain
+
+
+def plain(size=64, number=64, **changes):
+    """A plain puzzle, as in the preset."""
+    preset = config.read(ROOT / "presets" / "pretext_tasks.yaml")
+    values = preset["teachers"]["jigsaw"]["task"] | {"permutations": 20} | changes
+    return build_task(config.Plugin(**values), crafted.context(size, number))
+
+
+def test_a_plain_puzzle_shows_every_tile_of_its_own_image_and_reads_no_other():
+    task, index = plain(number=2000), torch.arange(2000)
+    layout = task.plan(index, 0)
+    assert torch.equal(layout["rows"], index[:, None]) and not layout["source"].any()
+    assert torch.equal(layout["cell"], task.permutations[layout["labels"]])
+    grey = ((layout["colour"] - 1 / 3).abs().amax((1, 2)) < 1e-6).double().mean()
+    assert abs(grey - 0.3) < 0.04
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_plain_puzzles_agree_with_a_slow_reference_made_tile_by_tile(size):
+    pixels, index = crafted.noise(16, size), torch.arange(16)
+    task = plain(size, 16, grey=0.5, projection=0.25)
+    slow = slow_batch(task, pixels, index, 0)
+    plan = task.plan(index, 0)
+    for found in (task.fill(pixels, plan), task.views(torch.from_numpy(pixels)[:, None], plan)):
+        assert found.shape == slow.shape
+        assert np.abs(found.numpy() - slow).max() < 2e-4
+
+
+def test_a_puzzle_without_replaced_tiles_is_the_same_under_either_name():
+    index = torch.arange(64)
+    one, two = (task.plan(index, 0) for task in (plain(45), crafted.jigsaw(occlusions=0)))
+    assert torch.equal(one["cell"], two["cell"]) and torch.equal(one["rows"], two["rows"])
+
+
 # ---------------------------------------------------------------------------- independence
 
 
@@ -311,7 +358,7 @@ def test_a_budget_counts_each_training_with_its_own_images(tmp_path):
         "epochs": 3,
         "num_classes": 10,
     }
-    costs = [pretext_train._cost(part | {"pack": str(path)}) for path in (small, large)]
+    costs = [_cost(part | {"pack": str(path)}) for path in (small, large)]
     convolution, head = 3 * 9 * 4 * 8 * 8, 4 * 10  # multiply-adds at 16 px
     assert costs == [3 * 19 * (convolution + head), 3 * 38 * (4 * convolution + head)]
 

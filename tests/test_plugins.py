@@ -149,6 +149,14 @@ def test_a_tasks_compiled_loop_agrees_with_its_tensor_operations(name, examples,
 
 
 @of("tasks")
+def test_a_tasks_views_are_made_on_the_device_of_the_images(name, examples):
+    task, index = built_task(name, examples), torch.arange(NUMBER)
+    plan = {key: value.to("meta") for key, value in task.plan(index, 0).items()}
+    images = torch.empty(*plan["rows"].shape, 3, SIZE, SIZE, dtype=torch.uint8, device="meta")
+    assert task.views(images, plan).device.type == "meta"  # refuses tensors of another device
+
+
+@of("tasks")
 @pytest.mark.parametrize("epoch", [-1, 3])
 def test_a_task_draws_the_same_for_any_batch(name, examples, epoch):
     task, index = built_task(name, examples), torch.arange(NUMBER)

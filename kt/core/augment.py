@@ -34,45 +34,21 @@ class ClassificationTask(Task):
         """Draws crops and colours; plain images for validation, epoch -1.
 
         Returns:
-            `rows` (B, 1); `labels` (B,), or (B, ...) of a kind of transfer; `matrix` (B, 3, 3) and
-            `offset` (B, 3), from pixels 0..255 to normalised colours; `theta` (B, 2, 3), the affine
-            map of each crop, unless all views are whole images.
+            `rows` (B, 1), `labels` (B,), or (B, ...) of a kind of transfer, and what
+            `drawn_augmentation` gives.
         """
-        options, context = self.options, self.context
+        context = self.context
         labels = self.taught.values(index) if self.taught else context.labels[index]
-        found = {"rows": index[:, None], "labels": labels}
-        factors = torch.zeros(len(index), 3)
-        if epoch >= 0:
-            draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
-            if options.crop < 1 or options.flip:
-                found["theta"] = _crops(draw[:, :5], options)
-            most = torch.tensor([options.brightness, options.contrast, options.saturation])
-            factors = most * (2 * draw[:, 5:] - 1)
-        found["matrix"], found["offset"] = _colours(1 + factors, context)
-        return found
+        drawn = drawn_augmentation(self.options, context, index, epoch)
+        return {"rows": index[:, None], "labels": labels, **drawn}
 
     def views(self, images: Tensor, plan: Plan) -> Tensor:
         """Gives normalised views (B, 1, 3, H, W)."""
-        found = images[:, 0].to(torch.float32)
-        if "theta" in plan:
-            grid = functional.affine_grid(plan["theta"], found.shape, align_corners=False)
-            found = functional.grid_sample(
-                found, grid, padding_mode="reflection", align_corners=False
-            )
-        mixed = torch.baddbmm(plan["offset"][:, :, None], plan["matrix"], found.flatten(2))
-        return mixed.view(found.shape)[:, None]
+        return augmented(images[:, 0], plan)[:, None]
 
     def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
         """Gives the same views by one compiled loop, channels last, as the network wants them."""
-        from kt.core import compiled  # costs half a second, and an accelerator needs none of it
-
-        channels, height, width = images.shape[1:]
-        found = torch.empty(len(plan["labels"]), height, width, channels)
-        if "theta" not in plan:
-            plan = plan | {"theta": torch.eye(2, 3).expand(len(found), 2, 3)}
-        drawn = (plan[name].numpy() for name in ("theta", "matrix", "offset"))
-        compiled.crops(images, plan["rows"][:, 0].numpy(), *drawn, found.numpy())
-        return found.permute(0, 3, 1, 2)[:, None]
+        return filled_augmented(images, plan)[:, None]
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Gives the cross-entropy, or the loss of the kind of transfer."""
@@ -103,6 +79,54 @@ class LabelHead(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, V, M, h, w) to logits (B, C); several views are averaged."""
         return self.layers(maps.mean((1, 3, 4)))
+
+
+def drawn_augmentation(options, context: Context, index: Tensor, epoch: int) -> Plan:
+    """Draws crops and colours of the rows (B,) int64; plain images for validation, epoch -1.
+
+    Args:
+        options: `kt.tasks.classification.Augmentation`.
+        context: Gives seed, ids, mean and deviation.
+        index: (B,) int64 rows.
+        epoch: Which pass.
+
+    Returns:
+        `matrix` (B, 3, 3) and `offset` (B, 3), from pixels 0..255 to normalised colours; `theta`
+        (B, 2, 3), the affine map of each crop, unless all views are whole images.
+    """
+    found = {}
+    factors = torch.zeros(len(index), 3)
+    if epoch >= 0:
+        draw = draws.uniform(context.seed, "augment", epoch, context.ids[index], 8)
+        if options.crop < 1 or options.flip:
+            found["theta"] = _crops(draw[:, :5], options)
+        most = torch.tensor([options.brightness, options.contrast, options.saturation])
+        factors = most * (2 * draw[:, 5:] - 1)
+    found["matrix"], found["offset"] = _colours(1 + factors, context)
+    return found
+
+
+def augmented(images: Tensor, plan: Plan) -> Tensor:
+    """Crops, recolours and normalises images (B, 3, H, W) uint8, (B, 3, H, W) float32."""
+    found = images.to(torch.float32)
+    if "theta" in plan:
+        grid = functional.affine_grid(plan["theta"], found.shape, align_corners=False)
+        found = functional.grid_sample(found, grid, padding_mode="reflection", align_corners=False)
+    mixed = torch.baddbmm(plan["offset"][:, :, None], plan["matrix"], found.flatten(2))
+    return mixed.view(found.shape)
+
+
+def filled_augmented(images: np.ndarray, plan: Plan) -> Tensor:
+    """Does the same by one compiled loop from all N images; channels last in memory."""
+    from kt.core import compiled  # costs half a second, and an accelerator needs none of it
+
+    channels, height, width = images.shape[1:]
+    found = torch.empty(len(plan["rows"]), height, width, channels)
+    if "theta" not in plan:
+        plan = plan | {"theta": torch.eye(2, 3).expand(len(found), 2, 3)}
+    drawn = (plan[name].numpy() for name in ("theta", "matrix", "offset"))
+    compiled.crops(images, plan["rows"][:, 0].numpy(), *drawn, found.numpy())
+    return found.permute(0, 3, 1, 2)
 
 
 def balanced(labels: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:

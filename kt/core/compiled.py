@@ -1,9 +1,9 @@
 """Compiled loops that make views straight from the uint8 images of a pack, on one CPU core.
 
 They read each pixel where it lies in the memory map and write each view once. The same arithmetic
-as tensor operations stands in `kt/core/tiles.py` and `kt/core/augment.py`, for accelerators and as
-the reference; both are fed by the same draws. The compiled code is kept beside this file, so only
-the first run on a machine compiles (some seconds); the interpreter lock is free while they run.
+as tensor operations stands in `kt/core/tiles.py`, `augment.py` and `turns.py`, for accelerators and
+as the reference; both are fed by the same draws. The compiled code is kept beside this file, so
+only the first run on a machine compiles (some seconds); the interpreter lock is free meanwhile.
 """
 
 from __future__ import annotations
@@ -140,6 +140,26 @@ def _between(index, number, theta, axis, size):
     place = min(max(place, 0.0), size - 1.0)
     low = int(place)
     return low, min(low + 1, size - 1), np.float32(place - low)
+
+
+@compiled
+def turn(views, turns) -> None:
+    """Turns square images (B, S, S, M) counter-clockwise in place by quarter turns (B,) int64."""
+    last = views.shape[1] - 1
+    for view in range(views.shape[0]):
+        if turns[view] == 0:
+            continue
+        upright, found = views[view].copy(), views[view]
+        for y in range(views.shape[1]):
+            for x in range(views.shape[2]):
+                if turns[view] == 1:
+                    row, column = x, last - y
+                elif turns[view] == 2:
+                    row, column = last - y, last - x
+                else:
+                    row, column = last - x, y
+                for channel in range(views.shape[3]):
+                    found[y, x, channel] = upright[row, column, channel]
 
 
 @compiled

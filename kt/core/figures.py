@@ -65,14 +65,14 @@ def is_target(model: Model) -> bool:
 
 
 def pretext_curves(models: Sequence[Model]) -> Markup | None:
-    """Draws accuracy on unseen puzzles by epoch, one line for each pretext network."""
+    """Draws accuracy of the pretext task on unseen images by epoch, a line for each network."""
     shown = [m for m in _first_seeds([m for m in models if not is_target(m)]) if curve(m)]
     chances = {found for m in shown if (found := chance(m))}
     level = ("chance", min(chances)) if len(chances) == 1 else None
     free = iter([*COLOURS] * len(shown))
     colours = [m.get("arm") or next(free) for m in shown]
     named = [{**m, "name": m.get("arm") or m["name"]} for m in shown]
-    return _curves(named, colours, "puzzles of unseen images solved", level)
+    return _curves(named, colours, "pretext labels of unseen images predicted", level)
 
 
 def target_curves(models: Sequence[Model], comparison: Comparison) -> Markup | None:
@@ -106,17 +106,21 @@ def curve(model: Model) -> list[tuple[float, float, None]]:
 
 
 def chance(model: Model) -> float | None:
-    """Gives the accuracy of guessing a permutation, None where the task has none."""
-    task = model.get("task")
-    permutations = task.get("permutations") if isinstance(task, dict) else None
-    return 1 / permutations if isinstance(permutations, int) and permutations > 0 else None
+    """Gives the accuracy of guessing among the labels of a task, None where it has none."""
+    labels = model.get("num_labels")
+    return 1 / labels if isinstance(labels, int) and labels > 0 else None
 
 
 def learned(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """Lists pretext networks with their accuracy on unseen puzzles and that of guessing."""
+    """Lists pretext networks with task, its accuracy on unseen images and that of guessing."""
     shown = _first_seeds([m for m in models if not is_target(m)])
     return [
-        {"name": m["name"], "accuracy": points[-1][1], "chance": chance(m)}
+        {
+            "name": m["name"],
+            "task": m["task"]["name"],
+            "accuracy": points[-1][1],
+            "chance": chance(m),
+        }
         for m in shown
         if (points := curve(m))
     ]

@@ -14,22 +14,24 @@ from kt.core.task import Context, Plan, Task
 
 
 class JigsawTask(Task):
-    """The task of `kt/tasks/jigsawpp.py`; its draws and their order stand in `plan`."""
+    """Puzzles of `kt/tasks/jigsawpp.py` and `jigsaw.py`; what is drawn stands in `plan`."""
 
     num_views = NUM_TILES
     whole_images = False
 
-    def __init__(self, options, context: Context, geometry, permutations):
-        """Keeps sizes in pixels and the permutations (P, 9)."""
+    def __init__(self, options, context: Context, geometry, permutations, occlusions: int):
+        """Keeps sizes in pixels, the permutations (P, 9) and the most tiles to be replaced."""
         super().__init__(context)
-        self.options = options
+        self.options, self.occlusions = options, occlusions
         self.cell, self.tile, self.offset, self.shift = geometry
         self.view_size = self.tile
         self.num_classes = len(permutations)
         self.permutations = torch.from_numpy(permutations).long()
 
     def rows(self, index: Tensor, epoch: int) -> Tensor:
-        """Gives own row and that of another image, (B, 2)."""
+        """Gives own row and that of another image, (B, 2); (B, 1) where none is replaced."""
+        if not self.occlusions:
+            return index[:, None]
         number = len(self.context.ids)
         draw = draws.bits(self.context.seed, "other", epoch, self.context.ids[index], 1)[:, 0]
         # All images are one block where any is read as quickly.
@@ -40,7 +42,7 @@ class JigsawTask(Task):
         """Draws what each slot of each puzzle shows.
 
         Returns:
-            `rows` (B, 2) and `labels` (B,); per slot (B, 9): `cell`, `source` (0 own image, 1 the
+            `rows` (B, R) and `labels` (B,); per slot (B, 9): `cell`, `source` (0 own image, 1 the
             other); `top` and `left` (B, 9, 3), the corner of each channel's window in pixels;
             `colour` (B, 3, 3), the matrix applied to the channels.
         """
@@ -62,8 +64,8 @@ class JigsawTask(Task):
 
     def _replaced(self, ids: Tensor, epoch: int) -> Tensor:
         """Says which slots are replaced, (B, 9) bool: 0 to `occlusions` of them, equally likely."""
-        seed, most = self.context.seed, self.options.occlusions
-        number = draws.integers(seed, "occlusions", epoch, ids, 1, most + 1)
+        seed = self.context.seed
+        number = draws.integers(seed, "occlusions", epoch, ids, 1, self.occlusions + 1)
         rank = draws.choices(seed, "occluded", epoch, ids, NUM_TILES, NUM_TILES)
         return rank < number
 
@@ -71,10 +73,9 @@ class JigsawTask(Task):
         """Gives (B, 3, 3): plain grey, Doersch's colour projection, or no change."""
         draw = draws.uniform(self.context.seed, "grey", epoch, ids, 1)[:, :, None]
         grey, projection = self.options.grey, self.options.projection
-        direction = torch.tensor([[-1.0, 2.0, -1.0]])  # authors' code
-        same, mean = torch.eye(3), torch.full((3, 3), 1 / 3)
-        without = same - direction.T @ direction / (direction @ direction.T)
-        return torch.where(draw < grey, mean, torch.where(draw < grey + projection, without, same))
+        mean = torch.full((3, 3), 1 / 3)
+        other = torch.where(draw < grey + projection, without_green_magenta(), torch.eye(3))
+        return torch.where(draw < grey, mean, other)
 
     def tiles(self, images: Tensor, plan: Plan) -> Tensor:
         """Gives the tiles before they are normalised, (B, 9, 3, t, t) float32."""
@@ -86,23 +87,18 @@ class JigsawTask(Task):
 
     def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
         """Gives the same tiles by one compiled loop."""
-        from kt.core import compiled  # costs half a second, and an accelerator needs none of it
-
-        found = torch.empty(len(plan["labels"]), NUM_TILES, 3, self.tile, self.tile)
-        names = ("rows", "source", "top", "left", "colour")
-        compiled.puzzles(images, *(plan[name].numpy() for name in names), found.numpy())
-        return found
+        return filled(images, plan, self.tile)
 
     def head(self, map_shape: tuple[int, int, int]) -> nn.Module:
         """Gives the context-free network's head: fc6 per tile, fc7 over all, softmax."""
-        return JigsawHead(map_shape, self.options, self.num_classes)
+        return TilesHead(map_shape, NUM_TILES, self.options, self.num_classes)
 
 
-class JigsawHead(nn.Module):
+class TilesHead(nn.Module):
     """Sees each tile alone through fc6 and all together only in fc7 (paper, section 4)."""
 
-    def __init__(self, map_shape: tuple[int, int, int], options, num_classes: int):
-        """Builds the layers for maps (M, h, w)."""
+    def __init__(self, map_shape: tuple[int, int, int], tiles: int, options, num_classes: int):
+        """Builds the layers for maps (M, h, w) of so many tiles."""
         super().__init__()
         channels, height, width = map_shape
         self.pool = (min(height, options.map), min(width, options.map))
@@ -111,16 +107,25 @@ class JigsawHead(nn.Module):
             nn.Linear(inputs, options.tile_features), nn.ReLU(), nn.Dropout(options.dropout)
         )
         self.all = nn.Sequential(
-            nn.Linear(NUM_TILES * options.tile_features, options.hidden),
+            nn.Linear(tiles * options.tile_features, options.hidden),
             nn.ReLU(),
             nn.Dropout(options.dropout),
             nn.Linear(options.hidden, num_classes),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, 9, M, h, w) to logits (B, P)."""
+        """Maps (B, V, M, h, w) to logits (B, C)."""
         pooled = functional.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool)
         return self.all(self.tile(pooled.flatten(1)).unflatten(0, maps.shape[:2]).flatten(1))
+
+
+def without_green_magenta() -> Tensor:
+    """Gives (3, 3), the projection I - a'a / (a a') with a = (-1, 2, -1).
+
+    Source: Doersch et al., ICCV 2015, section 3.1; also in the code of Jigsaw++.
+    """
+    direction = torch.tensor([[-1.0, 2.0, -1.0]])
+    return torch.eye(3) - direction.T @ direction / (direction @ direction.T)
 
 
 def mix(images: Tensor, colour: Tensor) -> Tensor:
@@ -142,11 +147,11 @@ def cut(images: Tensor, plan: Plan, tile: int) -> Tensor:
 
     Args:
         images: (B, R, 3, H, W), any dtype.
-        plan: `source` (B, 9), `top` and `left` (B, 9, 3).
+        plan: `source` (B, V), `top` and `left` (B, V, 3).
         tile: Edge of a tile in pixels.
 
     Returns:
-        (B, 9, 3, tile, tile) of the same dtype.
+        (B, V, 3, tile, tile) of the same dtype.
     """
     batch, sources, channels, height, width = images.shape
     device = images.device
@@ -170,3 +175,22 @@ def standardise(tiles: Tensor) -> Tensor:
     centred = tiles - tiles.mean((2, 3, 4), keepdim=True)
     deviation = centred.square().mean((2, 3, 4), keepdim=True).sqrt()
     return centred / deviation.clamp(min=1.0)
+
+
+def filled(images: np.ndarray, plan: Plan, tile: int) -> Tensor:
+    """Does `mix`, `cut` and `standardise` by one compiled loop.
+
+    Args:
+        images: (N, 3, H, W) uint8, all images.
+        plan: `rows` (B, R), `source` (B, V), `top` and `left` (B, V, 3), `colour` (B, 3, 3).
+        tile: Edge of a tile in pixels.
+
+    Returns:
+        (B, V, 3, tile, tile) float32.
+    """
+    from kt.core import compiled  # costs half a second, and an accelerator needs none of it
+
+    found = torch.empty(*plan["source"].shape, 3, tile, tile)
+    names = ("rows", "source", "top", "left", "colour")
+    compiled.puzzles(images, *(plan[name].numpy() for name in names), found.numpy())
+    return found

@@ -15,14 +15,19 @@ from pydantic import Field
 from kt.config import Fraction, Settings
 
 
-class Options(Settings):
-    """Options of the task in the config."""
+class Augmentation(Settings):
+    """How whole images are changed; validation sees them as they are."""
 
     crop: Annotated[Fraction, Field(description="smallest share of the area a crop keeps; 1: off")]
     flip: Annotated[Fraction, Field(description="probability of a mirrored image")]
     brightness: Annotated[Fraction, Field(description="factor 1 - x .. 1 + x")]
     contrast: Annotated[Fraction, Field(description="factor 1 - x .. 1 + x")]
     saturation: Annotated[Fraction, Field(description="factor 1 - x .. 1 + x")]
+
+
+class Options(Augmentation):
+    """Options of the task in the config."""
+
     balance: Annotated[
         bool, Field(description="draw labels uniformly, then an image (DeepCluster), not images")
     ]

@@ -23,6 +23,9 @@ from kt.config import Count, Fraction, Settings
 from kt.core.permutations import NUM_TILES, permutation_set
 from kt.core.step import ConfigError
 
+PUBLISHED = (85, 64, 2)  # px of cell, tile, channel shift (paper, section 4; authors' code)
+GAP = 1  # px between tiles, at least
+
 
 class Options(Settings):
     """Options of the task in the config."""
@@ -44,21 +47,26 @@ class Options(Settings):
     dropout: Annotated[Fraction, Field(description="behind fc6 and fc7; paper: 0.5")]
 
 
-def geometry(size: int) -> tuple[int, int, int, int]:
+def geometry(size: int, published=PUBLISHED, gap: int = GAP) -> tuple[int, int, int, int]:
     """Gives cell, tile, largest offset and largest channel shift in pixels for an image edge.
 
-    The published proportions 85 : 64 : 18 : 2 (paper, section 4; authors' code), rounded so that
-    tiles never leave their cell and never touch: offset + shift + tile < cell.
+    The published proportions, rounded so that tiles never leave their cell and keep their gap:
+    offset + shift + tile + gap = cell.
+
+    Args:
+        size: Edge of the image in pixels.
+        published: Cell, tile and channel shift of an article, in pixels.
+        gap: Least pixels between neighbouring tiles.
 
     Raises:
         ConfigError: The cells are too small for a tile that can move.
     """
     cell = size // 3
-    tile = round(cell * 64 / 85)
-    shift = round(cell * 2 / 85)
+    tile = round(cell * published[1] / published[0])
+    shift = round(cell * published[2] / published[0])
     if cell - tile >= 4:
         shift = max(shift, 1)
-    offset = cell - tile - shift - 1
+    offset = cell - tile - shift - gap
     if tile < 5 or offset < 1:
         raise ConfigError(
             f"datasets.*.size: a {size} px image has {cell} px cells, too small for a jigsaw; "
@@ -87,7 +95,8 @@ def build(options: Options, context):
     from kt.core.tiles import JigsawTask
 
     check(options, context.size)
-    return JigsawTask(options, context, geometry(context.size), permutation_set_of(options))
+    sizes, labels = geometry(context.size), permutation_set_of(options)
+    return JigsawTask(options, context, sizes, labels, options.occlusions)
 
 
 def permutation_set_of(options: Options):
