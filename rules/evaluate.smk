@@ -2,7 +2,7 @@ MODELS = {model.name: model for model in plan.judged(SETTINGS, LABELLED)}
 JOBS = plan.evaluation_jobs(SETTINGS, LABELLED)
 TRAINED = sorted(
     {folder for model in MODELS.values() for folder in model.folders()}
-    | {f"results/teachers/{name}/s0" for name in SETTINGS.teachers}
+    | {f"results/teachers/{name}/s0" for name in plan.at_work(SETTINGS)}
 )
 SOURCES = sorted(
     {(*source, lesson.k) for lesson in LESSONS.values() for source in lesson.sources}
@@ -62,8 +62,8 @@ rule report:
         logs=expand("{folder}/log.jsonl", folder=TRAINED),
         puzzles=lambda w: [
             f"results/teachers/{name}/s0/examples.h5"
-            for name, teacher in SETTINGS.teachers.items()
-            if teacher.task
+            for name in plan.at_work(SETTINGS)
+            if SETTINGS.teachers[name].task
         ][:1],
         data_report=data_reports(),
         pack=pack_of("target"),
