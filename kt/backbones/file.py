@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import traceback
+import types
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +57,18 @@ def stages(options: Options) -> dict:
     """
     from torch import nn
 
-    found = _function(options)(**options.options)
+    code = _code(options)
+    try:
+        found = _function(options, code)(**options.options)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        calls = traceback.extract_tb(error.__traceback__)
+        line = [f" in line {call.lineno}" for call in calls if call.filename == options.path][-1:]
+        raise ConfigError(
+            f"backbone.path: the code of {options.path} failed{''.join(line)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     good = isinstance(found, dict) and found and all(isinstance(key, str) for key in found)
     if not good or not all(isinstance(stage, nn.Module) for stage in found.values()):
         raise ConfigError(
@@ -64,7 +78,7 @@ def stages(options: Options) -> dict:
     return found
 
 
-def _function(options: Options):
+def _code(options: Options) -> bytes:
     path = Path(options.path)
     if os.environ.get(CONSENT) != "1":
         raise ConfigError(
@@ -81,8 +95,14 @@ def _function(options: Options):
             f"backbone.path: {path} has changed: the network was made with a file of SHA-256 "
             f"{options.digest}, it now has {digest}; put that file back, or train again"
         )
-    scope = {"__name__": path.stem, "__file__": str(path)}
-    exec(compile(code, str(path), "exec"), scope)
-    if not callable(scope.get(options.function)):
-        raise ConfigError(f"backbone.function: {path} has no function {options.function!r}")
-    return scope[options.function]
+    return code
+
+
+def _function(options: Options, code: bytes):
+    module = types.ModuleType(f"kt_file_{hashlib.sha256(code).hexdigest()[:12]}")
+    module.__file__ = options.path
+    sys.modules[module.__name__] = module  # dataclasses look for the module of a class there
+    exec(compile(code, options.path, "exec"), module.__dict__)
+    if not callable(getattr(module, options.function, None)):
+        raise ConfigError(f"backbone.function: {options.path} has no function {options.function!r}")
+    return getattr(module, options.function)

@@ -17,7 +17,7 @@ from kt.core.ending import lack, line
 from kt.core.step import ConfigError, DataError
 
 # What wrappers put before the names of weights: DataParallel, MoCo, SimCLR, lightly and ourselves.
-PREFIXES = ("module.", "backbone.", "encoder.", "encoder_q.", "model.", "stages.")
+PREFIXES = ("module.", "backbone.", "encoder.q.", "encoder.", "model.", "stages.")
 NESTED = ("state_dict", "model", "model_state_dict")  # where a training's checkpoint keeps weights
 OURS = ("mean", "std")  # of the input, in a model of this project
 SHOWN = 8  # names in a message
@@ -133,10 +133,8 @@ def fit(
         elif there and state[there[0]].shape == own.shape:
             fitted[name] = state[there[0]]
         elif there or not name.endswith("num_batches_tracked"):  # older checkpoints have none
-            shape = f" {tuple(state[there[0]].shape)}" if there else ""
-            missing.append(
-                f"{called[name]} {tuple(own.shape)}" + (there and f", found{shape}" or "")
-            )
+            instead = f" (found {tuple(state[there[0]].shape)})" if there else ""
+            missing.append(f"{called[name]} {tuple(own.shape)}{instead}")
     unused = sorted(name for names in found.values() for name in names)
     if missing:
         raise DataError(
@@ -163,9 +161,10 @@ def _names(plugin: config.Plugin, own: list[str]) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     """Takes the prefixes of wrappers off a name; timm writes dots as underscores in its trunks."""
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    return name.replace("_", ".")
+    name = name.replace("_", ".")
+    while prefix := next((one for one in PREFIXES if name.startswith(one)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _some(names: list[str]) -> str:
