@@ -209,7 +209,8 @@ def given_files(settings: Config) -> dict[str, str]:
             }
         if weights_file(teacher):
             found[f"{key}.weights.path"] = weights_file(teacher)
-        found |= _code(f"{key}.backbone.path", backbone(settings, teacher))
+        if isinstance(teacher.backbone, Plugin):
+            found |= _code(f"{key}.backbone.path", teacher.backbone)
     for name, target in settings.targets.items():
         found |= _code(f"targets.{name}.backbone.path", target.backbone)
     return found
