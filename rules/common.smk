@@ -163,7 +163,7 @@ def features_input(wildcards):
     """Gives what a teacher's features come from: its network, or files made elsewhere."""
     teacher = teacher_of(wildcards)
     if teacher.features:
-        return {"given": teacher.features, "keys": plan.keys_of(teacher)}
+        return {"given": teacher.features, "names": plan.keys_of(teacher)}
     folder = f"results/teachers/{wildcards.teacher}/s0"
     return {"weights": f"{folder}/model.safetensors", "model": f"{folder}/model.json"}
 
@@ -172,7 +172,7 @@ def features_source(wildcards, input):
     """Gives the options that say where a teacher's features come from."""
     teacher = teacher_of(wildcards)
     if teacher.features:
-        return ["--given", input.given, "--keys", input.keys]
+        return ["--given", input.given, "--keys", input.names]
     network = ["--model", os.path.dirname(input.model), "--layer", wildcards.layer]
     return [*network, "--map", teacher.map, "--pool", teacher.pool]
 
