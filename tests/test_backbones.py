@@ -418,7 +418,7 @@ def test_timms_maps_with_channels_last_are_turned(timm):
 
 
 def test_an_unknown_model_of_timm_is_refused_with_what_there_is(timm):
-    with pytest.raises(ConfigError, match=r"timm gives no maps of 'vgg1' .*vgg11"):
+    with pytest.raises(ConfigError, match=r"timm gives no maps of 'vgg1': .*vgg11"):
         built({"name": "timm", "model": "vgg1", "last": None})
 
 

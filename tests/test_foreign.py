@@ -169,6 +169,24 @@ def test_a_server_that_is_not_reached_is_told_with_what_to_do(monkeypatch):
         loaded(config.PRETRAINED)
 
 
+def test_timms_published_weights_come_with_their_normalisation(monkeypatch):
+    timm = pytest.importorskip("timm", reason="timm is optional and not installed")
+    right, asked = timm.create_model, []
+
+    def create(name, pretrained, **more):
+        asked.append(pretrained)
+        torch.manual_seed(7)
+        return right(name, pretrained=False, **more)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    plugin = config.Plugin(name="timm", model="resnet18", last=2)
+    backbone, about = loaded(config.PRETRAINED, plugin)
+    assert asked[-1] and about["origin"] == "timm resnet18.a1_in1k"
+    assert np.allclose(backbone.mean, IMAGENET["mean"])
+    wanted = create("resnet18", True, features_only=True).state_dict()["conv1.weight"]
+    assert torch.equal(backbone.state_dict()["stages.timm.model.conv1.weight"], wanted)
+
+
 def test_timms_weights_are_found_in_its_checkpoints(tmp_path):
     timm = pytest.importorskip("timm", reason="timm is optional and not installed")
     for name in ("resnet18", "convnext_atto", "mobilenetv3_small_050", "densenet121"):

@@ -71,8 +71,9 @@ def _built(options: Options, pretrained: bool):
     try:
         return timm.create_model(options.model, pretrained=pretrained, features_only=True, **found)
     except (RuntimeError, ValueError, LookupError, AssertionError, AttributeError) as error:
-        close = ", ".join(timm.list_models(f"*{options.model}*")[:5])
-        hint = f"; there are {close}" if close else ""
+        known = timm.is_model(options.model.split(".")[0])
+        close = [] if known else timm.list_models(f"*{options.model}*")[:5]
+        hint = f"; there are {', '.join(close)}" if close else ""
         raise ConfigError(
-            f"backbone.model: timm gives no maps of {options.model!r} ({error}){hint}"
+            f"backbone.model: timm gives no maps of {options.model!r}: {error}{hint}"
         ) from None

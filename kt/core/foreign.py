@@ -14,7 +14,7 @@ from kt import config
 from kt.core import step, table
 from kt.core.backbone import Backbone
 from kt.core.ending import lack, line
-from kt.core.step import ConfigError, DataError
+from kt.core.step import ConfigError, DataError, StepError
 
 # What wrappers put before the names of weights: DataParallel, MoCo, SimCLR, lightly and ourselves.
 PREFIXES = ("module.", "backbone.", "encoder.q.", "encoder.", "model.", "stages.")
@@ -64,7 +64,9 @@ def _published(plugin: config.Plugin) -> tuple:
     module = config.plugin("backbones", plugin.name)
     try:
         return module.published(config.options("backbones", plugin.name, plugin.options()))
-    except OSError as error:  # the network, or the server
+    except StepError:
+        raise
+    except Exception as error:  # the network, the server, or whatever their library makes of it
         raise DataError(
             f"weights.path: the published weights cannot be fetched ({line(error)}); fetch them "
             "elsewhere and name their file"
