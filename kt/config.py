@@ -32,6 +32,8 @@ OF = NAME[:-1] + r"(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]  # part of file names
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+PRETRAINED = "pretrained"  # as a path of weights: published ones
+Three = {"min_length": 3, "max_length": 3}  # red, green, blue
 
 
 class Settings(BaseModel):
@@ -107,19 +109,48 @@ class Training(Settings):
     ]
 
 
+class Weights(Settings):
+    """Weights that were trained elsewhere."""
+
+    path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description=f"`.safetensors`, or what torch.save wrote of weights; `{PRETRAINED}`: "
+            "those that torchvision or timm publish",
+        ),
+    ]
+    mean: Annotated[
+        Annotated[list[Fraction], Field(**Three)] | None,
+        Field(description="of their images by channel; null: theirs if known, or ours"),
+    ]
+    std: Annotated[
+        Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(**Three)] | None,
+        Field(description="the same for the standard deviation"),
+    ]
+
+
 class Teacher(Settings):
     """A network or descriptor that describes images; its features are clustered."""
 
     backbone: Annotated[Plugin | Name, Field(description="plug-in and options, or a target's name")]
-    task: Annotated[Plugin | None, Field(description="pretext task; null: random weights")]
+    task: Annotated[Plugin | None, Field(description="pretext task; null: is not trained")]
     training: Annotated[Training, Field(description="of the pretext training")]
     seeds: Annotated[Count | None, Field(description="how many are trained; null: `seeds`")]
     budget: Annotated[
         list[Name],
         Field(description="teachers and targets whose summed multiply-adds set the epochs; [] off"),
     ]
+    weights: Annotated[
+        Weights | None, Field(description="to start from, or with task null to use; null: random")
+    ]
+    features: Annotated[
+        str | None,
+        Field(description="`.npy` of features made elsewhere, for every layer; null: computed"),
+    ]
     layers: Annotated[list[Name], Field(description="layers to transfer from; [] none")]
     map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
+    pool: Annotated[Literal["mean", "max"], Field(description="how it is pooled")]
     transfer_as: Annotated[Literal[ARMS], Field(description="arm of the targets it teaches")]
     evaluate_as: Annotated[
         Literal[ARMS] | None, Field(description="arm under which it is judged itself; null: is not")
@@ -322,7 +353,7 @@ def merge(base, overlay):
     return {
         key: value
         for key, value in merged.items()
-        if value is not None or not isinstance(base.get(key), dict) or key == "task"
+        if value is not None or not isinstance(base.get(key), dict) or key in ("task", "weights")
     }
 
 
@@ -401,6 +432,7 @@ def _check_names(config: Config) -> None:
                 raise ConfigError(
                     f"teachers.{name}.budget: {part!r} has no budget of its own to add"
                 )
+        _check_foreign(name, teacher)
     both = set(config.teachers) & set(config.targets)
     if both:
         raise ConfigError(
@@ -422,6 +454,20 @@ def _check_names(config: Config) -> None:
     _check_sizes(config)
 
 
+def _check_foreign(name: str, teacher: Teacher) -> None:
+    """Checks what a teacher brings along from elsewhere."""
+    if teacher.features and (teacher.weights or teacher.evaluate_as):
+        other = "weights" if teacher.weights else "evaluate_as"
+        raise ConfigError(
+            f"teachers.{name}.features: there is no network where features are given, so "
+            f"teachers.{name}.{other} must be null"
+        )
+    if teacher.features and not teacher.features.endswith(".npy"):
+        raise ConfigError(
+            f"teachers.{name}.features: expected a .npy file, found {teacher.features!r}"
+        )
+
+
 def _check_sizes(config: Config) -> None:
     dataset = config.datasets[config.use.cluster]
     if dataset.unlabelled and dataset.unlabelled < max(config.clusters):
@@ -437,12 +483,13 @@ def _check_plugins(config: Config) -> None:
     for name, dataset in config.datasets.items():
         plugin("sources", dataset.source, f"datasets.{name}.source")
     size = {role: config.datasets[name].size for role, name in config.use}
-    for name, other in config.targets.items():  # first: teachers may name a target's backbone
+    for name, other in list(config.targets.items()):  # first: teachers may name a target's backbone
         _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
+        config.targets[name] = other.model_copy(update={"backbone": pinned(other.backbone)})
         _check_task(other.task, size["target"], f"targets.{name}.task")
     for name, transfer in config.transfers.items():
         _check_transfer(config, name, transfer)
-    for name, teacher in config.teachers.items():
+    for name, teacher in list(config.teachers.items()):
         _check_layers(config, name, teacher)
         if teacher.task:
             _check_task(teacher.task, size["pretext"], f"teachers.{name}.task")
@@ -476,10 +523,24 @@ def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
     checked = _check_plugin("backbones", value, f"teachers.{name}.backbone")
     known = plugin("backbones", value.name).layers(checked)
     for layer in teacher.layers:
-        if known is not None and layer not in known:
+        if known is not None and layer not in known and not teacher.features:
             raise ConfigError(
                 f"teachers.{name}.layers: {layer!r} is not a layer{_nearest(layer, known)}"
             )
+    publishes = hasattr(plugin("backbones", value.name), "published")
+    if teacher.weights and teacher.weights.path == PRETRAINED and not publishes:
+        raise ConfigError(
+            f"teachers.{name}.weights.path: nobody publishes weights of backbone {value.name}; "
+            "name a file"
+        )
+    if isinstance(teacher.backbone, Plugin):
+        config.teachers[name] = teacher.model_copy(update={"backbone": pinned(value)})
+
+
+def pinned(backbone: Plugin) -> Plugin:
+    """Adds what a backbone depends on beside its options, the digest of a file of code."""
+    pin = getattr(plugin("backbones", backbone.name), "pin", dict)
+    return Plugin(name=backbone.name, **pin(backbone.options()))
 
 
 def _check_task(value: Plugin, size: int, key: str) -> None:

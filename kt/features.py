@@ -1,8 +1,9 @@
 """Writes the features of one layer of a teacher for all images of a pack (step b of the paper).
 
-The layer's map is averaged to at most map x map and flattened; nothing is normalised here. By hand:
+The layer's map is pooled to at most map x map and flattened; nothing is normalised here. Features
+that were made elsewhere are taken as they are (`kt.core.given`). By hand:
 
-    python -m kt.features --model results/teachers/deep/s0 --layer block2 --map 1 \
+    python -m kt.features --model results/teachers/deep/s0 --layer block2 --map 1 --pool mean \
       --pack results/data/fashion_mnist/train-unlabelled.h5 --output features.h5
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt.core import step
-from kt.core.step import DataError
+from kt.core.step import ConfigError, DataError
 
 if TYPE_CHECKING:
     import h5py
@@ -32,14 +33,60 @@ AHEAD = 4  # batches that may wait to be written
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--model", type=Path, required=True, help="folder of the teacher")
-    parser.add_argument("--layer", required=True, help="as in model.json")
-    parser.add_argument("--map", type=int, required=True, help="pool the map to map x map")
+    parser.add_argument("--model", type=Path, help="folder of the teacher")
+    parser.add_argument("--layer", help="as in model.json")
+    parser.add_argument("--map", type=int, help="pool the map to map x map")
+    parser.add_argument("--pool", choices=["mean", "max"], default="mean", help="how")
+    parser.add_argument("--given", type=Path, help=".npy with features, instead of a model")
+    parser.add_argument("--keys", type=Path, help="of its rows: a text file, one a line")
     parser.add_argument("--pack", type=Path, required=True, help="packed images")
     parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Writes the features that a network computes, or given ones.
+
+    Raises:
+        ConfigError: The options are not those of one of the two.
+    """
+    made = (arguments.model, arguments.layer, arguments.map)
+    given = (arguments.given, arguments.keys)
+    if None not in made and given == (None, None):
+        compute(arguments)
+    elif None not in given and set(made) == {None}:
+        take(arguments)
+    else:
+        raise ConfigError("expected --model --layer --map, or --given --keys")
+
+
+def take(arguments: argparse.Namespace) -> None:
+    """Copies the given features of the pack's images into the table."""
+    import numpy as np
+
+    from kt.core import given, table
+
+    features, keys, rows = given.read(arguments.given, arguments.keys, arguments.pack)
+    number, dimensions = len(rows), features.shape[1]
+    step.check_space(arguments.output, number * (4 * dimensions + keys.itemsize))
+    settings = {"given": str(arguments.given)}
+    parents = [arguments.pack, arguments.given, arguments.keys]
+    with table.create(arguments.output, "features", settings, parents) as file:
+        names = table.Column(file, "keys", (number,), keys.dtype)
+        column = table.Column(file, "features", (number, dimensions), np.float32)
+        for first in range(0, number, BATCH):
+            part = slice(first, first + BATCH)
+            with np.errstate(over="ignore"):  # what is too large is found to be so
+                block = features[rows[part]].astype(np.float32)
+            check_finite(block, keys[part], str(arguments.given))
+            names.append(keys[part])
+            column.append(block)
+    left = len(features) - number
+    step.log.info(
+        "features: %d images x %d dimensions, %d rows not needed", number, dimensions, left
+    )
+
+
+def compute(arguments: argparse.Namespace) -> None:
     """Streams the pack through the network into the table."""
     with step.importing():
         import numpy as np
@@ -58,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
-    settings = {"layer": arguments.layer, "map": arguments.map, "model": str(arguments.model)}
+    settings = {key: getattr(arguments, key) for key in ("model", "layer", "map", "pool")}
     parents = [arguments.pack, arguments.model / "model.safetensors"]
     progress = step.Progress(f"features {arguments.layer}", number, "img")
     with table.create(arguments.output, "features", settings, parents) as file:
@@ -70,14 +117,16 @@ def run(arguments: argparse.Namespace) -> None:
             keys.append(names)
             features.append(block)
 
-        described = describe(backbone, arguments.layer, arguments.map, arguments.pack)
+        described = describe(
+            backbone, arguments.layer, arguments.map, arguments.pack, arguments.pool
+        )
         for count in _aside(write, described):
             progress.add(count)
     progress.close()
     step.log.info("features: %d images x %d dimensions of %s", number, dimensions, arguments.layer)
 
 
-def describe(backbone, layer: str, edge: int, pack: Path) -> Iterator[tuple]:
+def describe(backbone, layer: str, edge: int, pack: Path, kind: str = "mean") -> Iterator[tuple]:
     """Gives keys (B,) bytes and features (B, D) float32 of the pack, batch by batch."""
     import torch
 
@@ -89,7 +138,7 @@ def describe(backbone, layer: str, edge: int, pack: Path) -> Iterator[tuple]:
         # Not across the `yield`: it would switch gradients off for whoever asks.
         with torch.inference_mode(), hardware.mixed(where):
             maps = backbone(backbone.normalise(torch.from_numpy(pixels).to(where)), layer)
-            found = pool(maps, edge).cpu().numpy()
+            found = pool(maps, edge, kind).cpu().numpy()
         yield keys, found
 
 

@@ -1,4 +1,6 @@
-"""Trains a teacher on its pretext task (step a of the paper), or leaves its weights random.
+"""Trains a teacher on its pretext task (step a of the paper), or leaves its weights as they are.
+
+They are random, or were trained elsewhere (`--weights`).
 
 Reads a pack of unlabelled images; writes model.safetensors and model.json (the backbone alone, with
 batch-norm statistics of whole images), log.jsonl, and examples.h5 with solved held-out puzzles.
@@ -33,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="JSON: name and options",
     )
-    parser.add_argument("--task", type=_task, required=True, help="null: random weights")
+    parser.add_argument("--task", type=_task, required=True, help="null: no training")
+    parser.add_argument("--weights", type=_weights, help="JSON: from where; null: random")
     parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
     parser.add_argument("--epochs", type=int, default=0, help="passes, `effort` included")
     parser.add_argument(
@@ -51,14 +54,19 @@ def _task(text: str):
     return None if text == "null" else config.json_of(config.Plugin)(text)
 
 
+def _weights(text: str):
+    return None if text == "null" else config.json_of(config.Weights)(text)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Trains, re-estimates the batch-norm statistics on whole images, and writes the model."""
     with step.importing():
         import torch
 
         from kt.core import backbone as backbones
-        from kt.core import images, model, parallel, training
+        from kt.core import foreign, images, model, parallel, training
 
+    arguments.backbone = config.pinned(arguments.backbone)
     if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
         raise step.ConfigError("--task: needs --training, and --epochs of at least 1 or a --budget")
     pack = images.read_pack(arguments.pack)
@@ -68,9 +76,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.backbone.name != "hog":  # a descriptor takes pixels as they are
         backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
     description = {**arguments.describe, "size": pack.size}
+    if arguments.weights:
+        description["weights"] = foreign.load(backbone, arguments.backbone, arguments.weights)
     records, examples = [], None
     if arguments.task:
         job = _job(arguments, backbone, context, pack, train, held_out)
+        job.fingerprint["weights"] = description.get("weights")
         records = training.train(job)
     if parallel.rank():
         return  # the first process writes
@@ -80,7 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
         description["num_labels"] = job.task.num_classes
         description["training"] = training_summary(job)
     chosen = train[torch.linspace(0, len(train) - 1, min(len(train), STATISTICS_IMAGES)).long()]
-    if not arguments.task or not job.task.whole_images:
+    # Statistics that came with the weights are those of the network; nobody trained it here.
+    as_it_is = arguments.weights and not arguments.task
+    if not as_it_is and (not arguments.task or not job.task.whole_images):
         backbones.estimate_statistics(backbone, training.pack_batches(pack, chosen, 256))
     _write(arguments, backbone, description, records, examples)
 
@@ -213,6 +226,8 @@ def _write(arguments, backbone, description: dict, records: list, examples: dict
     from kt.core import model, table
 
     parents = {str(arguments.pack): table.digest(arguments.pack)}
+    if "digest" in description.get("weights", {}):
+        parents[arguments.weights.path] = description["weights"]["digest"]
     description["provenance"] = step.provenance(parents)
     text = "".join(json.dumps(record) + "\n" for record in records)
     step.write_text(arguments.output / "log.jsonl", text)

@@ -29,13 +29,19 @@ def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
         shown = _type(field)
         rows.append(f"| `{prefix}{key}` | {shown} | {field.get('description', '')} |")
         named = next(iter(field.get("patternProperties", {}).values()), {})
-        inner = (named or field).get("$ref")
+        inner = (named or field).get("$ref") or _optional(field)
         if inner == "#/$defs/Teacher":
             rows.append(f"| `{prefix}{key}.NAME.like` | string | {LIKE} |")
         if inner:
             below = f"{prefix}{key}.NAME." if named else f"{prefix}{key}."
             rows += _rows(definitions[inner.rsplit("/", 1)[1]], definitions, below)
     return rows
+
+
+def _optional(field: dict) -> str | None:
+    """Gives the settings that may stand at a key beside null; those of plug-ins stand below."""
+    parts = (part.get("$ref", "/Plugin") for part in field.get("anyOf", []))
+    return next((part for part in parts if not part.endswith("/Plugin")), None)
 
 
 def _type(field: dict) -> str:

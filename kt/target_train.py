@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             training_summary,
         )
 
+    arguments.backbone = config.pinned(arguments.backbone)
     pack = images.read_pack(arguments.pack)
     labels, num_classes, transfer = what_to_learn(arguments, pack)
     usable = labels >= 0 if transfer is None else transfer.usable

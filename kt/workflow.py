@@ -121,16 +121,18 @@ class Describer:
     Attributes:
         folder: Of the model.
         map: Its layer's map is pooled to map x map.
+        pool: How.
     """
 
     folder: str
     map: int
+    pool: str = "mean"
 
 
 def describers(settings: Config) -> dict[str, Describer]:
     """Gives all of them by name; a target that teaches has its path as name, joined by `~`."""
     found = {
-        name: Describer(f"results/teachers/{name}/s0", teacher.map)
+        name: Describer(f"results/teachers/{name}/s0", teacher.map, teacher.pool)
         for name, teacher in settings.teachers.items()
     }
     for lesson in lessons(settings).values():
@@ -253,10 +255,11 @@ def teacher_seeds(settings: Config, name: str) -> int:
 
 def first_of_each_task(settings: Config) -> list[str]:
     """Lists the teachers whose puzzles the report shows: the first of each pretext task."""
-    tasks = [teacher.task and teacher.task.name for teacher in settings.teachers.values()]
+    names = at_work(settings)
+    tasks = [task and task.name for task in (settings.teachers[name].task for name in names)]
     return [
         name
-        for place, name in enumerate(settings.teachers)
+        for place, name in enumerate(names)
         if tasks[place] and tasks[place] not in tasks[:place]
     ]
 
@@ -268,17 +271,69 @@ def backbone(settings: Config, teacher: Teacher) -> Plugin:
     return teacher.backbone
 
 
+def trains(teacher: Teacher) -> bool:
+    """Says whether a teacher is trained here; others have weights or features as they came."""
+    return teacher.task is not None and teacher.features is None
+
+
+def at_work(settings: Config) -> list[str]:
+    """Lists the teachers whose networks are needed: they teach or are judged."""
+    teach = {name for lesson in lessons(settings).values() for name, _ in lesson.sources}
+    return [
+        name
+        for name, teacher in settings.teachers.items()
+        if teacher.evaluate_as or (name in teach and not teacher.features)
+    ]
+
+
+def given_files(settings: Config) -> dict[str, str]:
+    """Lists the files that were made elsewhere, by dotted key."""
+    found = {}
+    for name, teacher in settings.teachers.items():
+        key = f"teachers.{name}"
+        if teacher.features:
+            found |= {
+                f"{key}.features": teacher.features,
+                f"{key}.features (keys)": keys_of(teacher),
+            }
+        if weights_file(teacher):
+            found[f"{key}.weights.path"] = weights_file(teacher)
+        if isinstance(teacher.backbone, Plugin):
+            found |= _code(f"{key}.backbone.path", teacher.backbone)
+    for name, target in settings.targets.items():
+        found |= _code(f"targets.{name}.backbone.path", target.backbone)
+    return found
+
+
+def _code(key: str, plugin: Plugin) -> dict[str, str]:
+    return {key: plugin.options()["path"]} if plugin.name == "file" else {}
+
+
+def keys_of(teacher: Teacher) -> str:
+    """Gives the file with the keys of given features."""
+    return f"{teacher.features.removesuffix('.npy')}.keys.txt"
+
+
+def weights_file(teacher: Teacher) -> str | None:
+    """Gives the file of a teacher's weights; None where there is none."""
+    if teacher.weights is None or teacher.weights.path == config.PRETRAINED:
+        return None
+    return teacher.weights.path
+
+
 def epochs(settings: Config, training) -> int:
     """Gives the passes of a training with `effort` multiplied in, at least one."""
     return max(1, round(training.epochs * settings.effort))
 
 
 def budget(settings: Config, teacher: Teacher) -> list[dict]:
-    """Gives the trainings whose summed cost a teacher may spend."""
+    """Gives the trainings whose summed cost a teacher may spend: those that happen here."""
     parts = []
     for name in teacher.budget:
         other = settings.teachers.get(name) or settings.targets[name]
         teaches = name in settings.teachers
+        if teaches and not trains(other):
+            continue
         dataset = settings.use.pretext if teaches else settings.use.target
         parts.append(
             {

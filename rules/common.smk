@@ -24,6 +24,7 @@ from kt.sources.pictures import count_pictures, has_labels
 os.environ.update(
     PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     KT_WORKFLOW="1",
+    KT_RUN_FILES="1",  # whoever names a file of code in the configuration wants it run
 )
 
 # Snakemake has gone to --directory by now, and a job on a cluster node starts there.
@@ -41,6 +42,9 @@ def read_config():
             config["images"] = str(_absolute(str(config["images"])))
         settings = schema.resolve(ROOT, config)
         judged_on = settings.datasets[settings.use.evaluate]
+        for key, path in plan.given_files(settings).items():
+            if not Path(path).is_file():
+                raise schema.ConfigError(f"{key}: expected a file, found none at {_absolute(path)}")
         if settings.images:
             number, labelled = count_pictures(settings.images)
             if number < FEWEST:
@@ -148,11 +152,35 @@ def pretext_params(wildcards):
     return {
         "backbone": dumps(plan.backbone(SETTINGS, teacher)),
         "task": dumps(teacher.task),
+        "weights": dumps(teacher.weights),
         "training": dumps(teacher.training),
         "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
         "budget": dumps(plan.budget(SETTINGS, teacher)),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }
+
+
+def given_features(wildcards):
+    """Gives the teacher whose features were made elsewhere, or None."""
+    teacher = SETTINGS.teachers.get(wildcards.teacher)
+    return teacher if teacher and teacher.features else None
+
+
+def features_input(wildcards):
+    """Gives what features come from: a network, or files made elsewhere."""
+    if teacher := given_features(wildcards):
+        return {"given": teacher.features, "names": plan.keys_of(teacher)}
+    folder = DESCRIBERS[wildcards.teacher].folder
+    return {"weights": f"{folder}/model.safetensors", "model": f"{folder}/model.json"}
+
+
+def features_source(wildcards, input):
+    """Gives the options that say where features come from."""
+    if given_features(wildcards):
+        return ["--given", input.given, "--keys", input.names]
+    network = ["--model", os.path.dirname(input.model), "--layer", wildcards.layer]
+    found = DESCRIBERS[wildcards.teacher]
+    return [*network, "--map", found.map, "--pool", found.pool]
 
 
 def pseudo_labels_of(teacher, layer, k):

@@ -2,7 +2,7 @@ MODELS = {model.name: model for model in plan.judged(SETTINGS, LABELLED)}
 JOBS = plan.evaluation_jobs(SETTINGS, LABELLED)
 TRAINED = sorted(
     {folder for model in MODELS.values() for folder in model.folders()}
-    | {f"results/teachers/{name}/s0" for name in SETTINGS.teachers}
+    | {f"results/teachers/{name}/s0" for name in plan.at_work(SETTINGS)}
 )
 SOURCES = sorted(
     {(*source, one.k) for one in plan.lessons(SETTINGS).values() for source in one.sources}

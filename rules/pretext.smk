@@ -1,9 +1,10 @@
 rule pretext_train:
-    """Trains a teacher on its pretext task; without a task its weights stay random."""
+    """Trains a teacher on its pretext task; without a task it stays as given, or random."""
     input:
         pack=pack_of("pretext"),
         report=data_report_of("pretext"),
         budget=budget_packs,
+        given=lambda w: plan.weights_file(teacher_of(w)) or [],
     output:
         weights="results/teachers/{teacher}/s{seed}/model.safetensors",
         model="results/teachers/{teacher}/s{seed}/model.json",
@@ -27,6 +28,7 @@ rule pretext_train:
         describe=lambda w: dumps(plan.describe_teacher(SETTINGS, w.teacher, int(w.seed))),
         backbone=lambda w: pretext_params(w)["backbone"],
         task=lambda w: pretext_params(w)["task"],
+        weights=lambda w: pretext_params(w)["weights"],
         training=lambda w: pretext_params(w)["training"],
         epochs=lambda w: pretext_params(w)["epochs"],
         budget=lambda w: pretext_params(w)["budget"],
@@ -40,6 +42,7 @@ rule pretext_train:
         " --data-report {input.report:q}"
         " --backbone {params.backbone:q}"
         " --task {params.task:q}"
+        " --weights {params.weights:q}"
         " --training {params.training:q}"
         " --epochs {params.epochs}"
         " --budget {params.budget:q}"
@@ -53,10 +56,9 @@ rule pretext_train:
 
 
 rule features:
-    """Writes one layer's features of a teacher for the images of a pack."""
+    """Writes one layer's features of a teacher, or given ones, for the images of a pack."""
     input:
-        weights=lambda w: f"{DESCRIBERS[w.teacher].folder}/model.safetensors",
-        model=lambda w: f"{DESCRIBERS[w.teacher].folder}/model.json",
+        unpack(features_input),
         pack="results/data/{dataset}/{split}.h5",
     output:
         "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
@@ -72,16 +74,13 @@ rule features:
         mem_mb=4000,
         runtime=240,
     params:
-        folder=lambda w, input: os.path.dirname(input.model),
-        map=lambda w: DESCRIBERS[w.teacher].map,
+        source=features_source,
         stage_version=2,
     message:
         "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
     shell:
         "python -m kt.features"
-        " --model {params.folder:q}"
-        " --layer {wildcards.layer:q}"
-        " --map {params.map}"
+        " {params.source:q}"
         " --pack {input.pack:q}"
         " --output {output:q}"
         " --threads {threads}"

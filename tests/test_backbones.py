@@ -1,3 +1,7 @@
+import hashlib
+import sys
+from pathlib import Path
+
 import crafted
 import numpy as np
 import pytest
@@ -276,3 +280,220 @@ def test_estimating_forgets_the_statistics_of_tiles():
     for backbone in (one, two):
         backbones.estimate_statistics(backbone, images)
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+# ---------------------------------------------------------------------------- alexnet
+
+ALEXNET = {"name": "alexnet", "stride": 4, "norm": "lrn"}
+
+
+def test_alexnet_gives_the_maps_of_the_paper():
+    whole, tiles = built(ALEXNET), built(ALEXNET, stride=2)
+    edges = {"conv1": 55, "conv2": 27, "conv3": 13, "conv4": 13, "conv5": 13}
+    channels = {"conv1": 96, "conv2": 256, "conv3": 384, "conv4": 384, "conv5": 256}
+    assert shapes(whole, 227) == {layer: (channels[layer], e, e) for layer, e in edges.items()}
+    found = shapes(tiles, 64)  # a tile of the paper
+    assert [found[layer][1] for layer in edges] == [27, 13, 6, 6, 6]
+
+
+def test_alexnet_has_the_published_number_of_weights():
+    convolutions = (
+        (96, 3 * 11**2),
+        (256, 48 * 5**2),
+        (384, 256 * 9),
+        (384, 192 * 9),
+        (256, 192 * 9),
+    )
+    wanted = sum(channels * (inputs + 1) for channels, inputs in convolutions)
+    assert wanted == 2_334_080
+    assert sum(weight.numel() for weight in built(ALEXNET).parameters()) == wanted
+    assert sum(weight.numel() for weight in built(ALEXNET, stride=2).parameters()) == wanted
+
+
+def response_normalised(maps: np.ndarray) -> np.ndarray:
+    """Divides each channel by (1 + 1e-4 / 5 * sum of squares of 5 channels) ** 0.75, by a loop."""
+    found = np.empty_like(maps)
+    for channel in range(maps.shape[1]):
+        near = maps[:, max(channel - 2, 0) : channel + 3].astype(np.float64)
+        found[:, channel] = maps[:, channel] / (1 + 1e-4 / 5 * (near**2).sum(1)) ** 0.75
+    return found
+
+
+@pytest.mark.parametrize("norm", ["lrn", "batch", "none"])
+def test_alexnets_second_layer_is_pooling_norm_and_a_convolution_in_two_groups(norm):
+    backbone = built(ALEXNET, norm=norm)
+    torch.manual_seed(0)
+    images = 60 * torch.randn(2, 3, 95, 95)  # large, so that the response normalisation shows
+    with torch.inference_mode():
+        maps = backbone.maps(images, ["conv1", "conv2"])
+    pooled = nn.functional.max_pool2d(maps["conv1"], 3, 2, ceil_mode=True)
+    if norm == "lrn":
+        slow = torch.from_numpy(response_normalised(pooled.numpy()))
+        assert (slow - pooled).abs().max() > 0.01 * pooled.abs().max()
+        pooled = slow
+    conv = backbone.stages["conv2"][2 if norm == "lrn" else 1]
+    with torch.inference_mode():
+        halves = [
+            nn.functional.conv2d(part, weight, padding=2)
+            for part, weight in zip(pooled.chunk(2, 1), conv.weight.chunk(2), strict=True)
+        ]
+        found = torch.cat(halves, 1)
+        if norm == "batch":
+            assert conv.bias is None
+            found = found / np.sqrt(1 + 1e-5)  # fresh statistics
+    assert torch.allclose(found.relu(), maps["conv2"], rtol=1e-4, atol=1e-3)
+
+
+def test_alexnets_activations_neither_vanish_nor_explode():
+    backbone = built(ALEXNET, norm="none")
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        maps = backbone.maps(torch.randn(4, 3, 127, 127), backbone.layers)
+    sizes = [float(found.square().mean().sqrt()) for found in maps.values()]
+    assert all(0.5 < size < 3 for size in sizes), (
+        sizes
+    )  # He: the mean square is kept, borders aside
+
+
+def test_the_vgg16_of_the_paper_gives_its_8192_dimensions():
+    values = {"name": "torchvision", "model": "vgg16", "last": "conv4_3"}
+    for model_name in ("vgg16", "vgg16_bn"):
+        backbone = built(values, model=model_name)
+        with torch.inference_mode():
+            maps = backbone(torch.randn(1, 3, 64, 64))  # a tile: 8x8
+        assert maps.shape == (1, 512, 8, 8)
+        pooled = backbones.pool(maps, 4, "max")
+        assert pooled.shape == (1, 8192)
+        assert torch.equal(pooled, nn.functional.max_pool2d(maps, 2).flatten(1))
+
+
+# ---------------------------------------------------------------------------- pixels
+
+
+def test_raw_pixels_are_means_of_blocks_normalised_by_channel():
+    backbone = built({"name": "pixels", "edge": 4})
+    backbone.mean, backbone.std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
+    pixels = crafted.noise(3, 20)
+    blocks = pixels.reshape(3, 3, 4, 5, 4, 5).mean((3, 5)) / 255
+    slow = (blocks - backbone.mean.numpy()[:, None, None]) / backbone.std.numpy()[:, None, None]
+    found = backbone.features(torch.from_numpy(pixels), "pixels", 4)
+    assert np.allclose(found, slow.reshape(3, -1), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- timm
+
+
+def test_without_timm_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match="timm is not installed; `pip install timm`"):
+        built({"name": "timm", "model": "resnet18", "last": None})
+
+
+@pytest.fixture(scope="module")
+def timm():
+    return pytest.importorskip("timm", reason="timm is optional and not installed")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])
+def test_timms_stages_are_the_layers(timm, name):
+    backbone = built({"name": "timm", "model": name, "last": 3})
+    assert backbone.layers == ["stage1", "stage2", "stage3"]
+    images = torch.randn(2, 3, 64, 64)
+    trunk = timm.create_model(name, features_only=True).eval()
+    wanted = dict(zip(trunk.state_dict(), trunk.state_dict().values(), strict=True))
+    own = {key.removeprefix("stages.timm.model."): key for key in backbone.state_dict()}
+    backbone.load_state_dict({own[key]: wanted[key] for key in own if key in wanted}, strict=False)
+    with torch.inference_mode():
+        maps, whole = backbone.maps(images, backbone.layers), trunk(images)
+    assert all(
+        torch.equal(found, right) for found, right in zip(maps.values(), whole, strict=False)
+    )
+
+
+def test_timms_maps_with_channels_last_are_turned(timm):
+    backbone = built({"name": "timm", "model": "swin_tiny_patch4_window7_224", "last": 2})
+    assert shapes(backbone, 224) == {"stage1": (96, 56, 56), "stage2": (192, 28, 28)}
+    with pytest.raises(ConfigError, match="64 px do not fit"):
+        backbone.map_shape(64)
+
+
+def test_an_unknown_model_of_timm_is_refused_with_what_there_is(timm):
+    with pytest.raises(ConfigError, match=r"timm gives no maps of 'vgg1': .*vgg11"):
+        built({"name": "timm", "model": "vgg1", "last": None})
+
+
+# ---------------------------------------------------------------------------- a file
+
+MINE = Path(__file__).parent / "network_of_mine.py"
+FILE = {"name": "file", "path": str(MINE), "function": "tiny", "options": {"widths": [4, 8]},
+        "digest": None}  # fmt: skip
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+    monkeypatch.setenv("KT_RUN_FILES", "1")
+
+
+def test_a_file_gives_its_layers(trusted):
+    assert shapes(built(FILE), 16) == {"one": (4, 8, 8), "two": (8, 4, 4)}
+
+
+def test_a_file_never_runs_without_consent(monkeypatch, tmp_path):
+    monkeypatch.delenv("KT_RUN_FILES", raising=False)
+    code = tmp_path / "net.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"runs the code of .*net.py; .*KT_RUN_FILES=1"):
+            built(FILE, path=str(code))
+        assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("KT_RUN_FILES", "1")
+    with pytest.raises(ConfigError, match="net.py has no function 'tiny'"):
+        built(FILE, path=str(code))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_saved_model_of_a_file_is_rebuilt_until_the_file_changes(trusted, tmp_path):
+    code = tmp_path / "net.py"
+    code.write_bytes(MINE.read_bytes())
+    plugin = config.pinned(crafted.plugin(FILE, path=str(code)))
+    assert plugin.options()["digest"] == hashlib.sha256(MINE.read_bytes()).hexdigest()
+    assert config.pinned(plugin) == plugin
+    backbone, pixels = model.fresh(plugin, 0).eval(), torch.from_numpy(crafted.noise(2, 16))
+    model.save(tmp_path / "model", backbone, plugin, {})
+    assert torch.equal(model.load(tmp_path / "model").features(pixels), backbone.features(pixels))
+    code.write_text(MINE.read_text().replace("nn.ReLU", "nn.Tanh"))  # the same shapes of weights
+    with pytest.raises(ConfigError, match=r"net.py has changed: .* put that file back"):
+        model.load(tmp_path / "model")
+    assert config.pinned(crafted.plugin(FILE, path=str(code))) != plugin  # what is to run again
+    code.unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*net.py: No such file"):
+        model.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("gives", ["None", "{}", "[nn.ReLU()]", "{'one': 3}", "{1: nn.ReLU()}"])
+def test_a_function_that_gives_no_stages_is_refused(trusted, tmp_path, gives):
+    (tmp_path / "net.py").write_text(f"from torch import nn\ndef tiny(**_):\n    return {gives}\n")
+    with pytest.raises(ConfigError, match="must give a dict of torch.nn.Module by layer, gave"):
+        built(FILE, path=str(tmp_path / "net.py"))
+
+
+@pytest.mark.parametrize(
+    "body, fault",
+    [
+        ("def tiny(**_):\n    return 1 / 0\n", "failed in line 2: ZeroDivisionError: division"),
+        ("import nonesuch\n", "failed in line 1: ModuleNotFoundError: No module named 'nonesuch'"),
+        ("def tiny(:\n", "failed: SyntaxError: "),
+        ("def tiny(depth):\n    pass\n", r"failed: TypeError: .* argument 'widths'"),
+    ],
+)
+def test_code_that_fails_is_told_with_its_line(trusted, tmp_path, body, fault):
+    (tmp_path / "net.py").write_text(body)
+    with pytest.raises(ConfigError, match=f"the code of .*net.py {fault}"):
+        built(FILE, path=str(tmp_path / "net.py"))
+
+
+def test_a_file_may_hold_data_classes(trusted, tmp_path):
+    head = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\n"
+    text = f"{head}class Size:\n    width: int\nfrom torch import nn\ndef tiny(widths):\n"
+    (tmp_path / "net.py").write_text(text + "    return {'one': nn.Conv2d(3, Size(4).width, 3)}\n")
+    assert shapes(built(FILE, path=str(tmp_path / "net.py")), 8) == {"one": (4, 6, 6)}

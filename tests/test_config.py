@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from kt.core.step import ConfigError
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 BASE = config.read(ROOT / "config.yaml")
+FOREIGN = {"path": "w.pth", "mean": None, "std": None}
 FEW = BASE["datasets"]["fashion_mnist"]["unlabelled"]
 
 
@@ -135,6 +137,17 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(overlay, key, hint
         ({"evaluations": {"finetune": {"training": {"lr": -1}}}}, ["finetune.training.lr", "-1"]),
         ({"evaluations": {"clusters": {"task": {"crop": 2}}}}, ["evaluations.clusters.task", "2"]),
         ({"images": 5}, ["images:", "string", "5"]),
+        ({"teachers": {"deep": {"weights": {"path": "w.pth", "mean": [0.5], "std": None}}}},
+         ["teachers.deep.weights.mean", "at least 3 items", "[0.5]"]),
+        ({"teachers": {"deep": {"weights": {"mean": None, "std": None}}}},
+         ["teachers.deep.weights.path: missing"]),
+        ({"teachers": {"deep": {"weights": {"path": "pretrained", "mean": None, "std": None}}}},
+         ["teachers.deep.weights.path: nobody publishes weights of backbone residual"]),
+        ({"teachers": {"deep": {"features": "f.npy", "weights": FOREIGN}}},
+         ["teachers.deep.features: there is no network", "teachers.deep.weights must be null"]),
+        ({"teachers": {"own": {"features": "f.npy"}}}, ["teachers.own.evaluate_as must be null"]),
+        ({"teachers": {"deep": {"features": "f.h5"}}}, ["expected a .npy file, found 'f.h5'"]),
+        ({"teachers": {"deep": {"pool": "sum"}}}, ["teachers.deep.pool", "'mean' or 'max'"]),
         ({"images": "p", "datasets": {"images": None}}, ["datasets:", "at least 1 item"]),
         ({"images": "p", "datasets": {"images": None, "other": BASE["datasets"]["fashion_mnist"]}},
          ["images: is set, but datasets.images is missing"]),
@@ -290,9 +303,67 @@ def test_the_report_shows_puzzles_of_the_first_teacher_of_each_pretext_task():
     assert workflow.first_of_each_task(found) == ["deep", "jigsaw", "context", "rotation"]
 
 
+def test_controls_take_nothing_from_a_teacher_that_was_trained_elsewhere():
+    found = config.resolve(ROOT, {"teachers": {"deep": {"weights": FOREIGN}}}).teachers
+    assert found["deep"].weights.path == "w.pth"
+    assert {name for name in found if found[name].weights} == {"deep"}
+    found = config.resolve(ROOT, {"teachers": {"deep": {"features": "f.npy"}}})
+    assert {name for name, one in found.teachers.items() if one.features} == {"deep"}
+    overlay = {"teachers": {"b": {"like": "a", "weights": None}, "a": {"like": "deep"}}}
+    overlay["teachers"]["a"]["weights"] = FOREIGN
+    assert config.resolve(ROOT, overlay).teachers["b"].weights is None
+
+
+def test_only_networks_that_teach_or_are_judged_are_trained():
+    everything = set(BASE["teachers"])
+    assert set(workflow.at_work(config.resolve(ROOT, {}))) == everything
+    idle = config.resolve(ROOT, {"teachers": {"deep": {"layers": []}}})
+    assert set(workflow.at_work(idle)) == everything - {"deep", "untrained"}  # it is like deep
+    taken = config.resolve(ROOT, {"teachers": {"deep": {"features": "a/f.npy"}}})
+    assert set(workflow.at_work(taken)) == everything - {"deep"}
+    assert workflow.keys_of(taken.teachers["deep"]) == "a/f.keys.txt"
+    budget = workflow.budget(taken, taken.teachers["longer"])
+    assert [part["task"].name for part in budget] == ["classification"]  # deep costs nothing here
+
+
+def test_every_file_from_elsewhere_is_known_before_the_work():
+    mine = {"name": "file", "path": "net.py", "function": "f", "options": {}, "digest": None}
+    found = config.resolve(ROOT, {
+        "teachers": {
+            "one": {"like": "untrained", "weights": FOREIGN},
+            "two": {"like": "untrained", "features": "f.npy"},
+        },
+        "targets": {"small": {"backbone": mine}},
+    })  # fmt: skip
+    assert workflow.given_files(found) == {
+        "teachers.one.weights.path": "w.pth",
+        "teachers.two.features": "f.npy",
+        "teachers.two.features (keys)": "f.keys.txt",
+        "targets.small.backbone.path": "net.py",
+    }
+
+
+def test_another_file_of_code_is_another_configuration(tmp_path):
+    mine = {"name": "file", "path": str(tmp_path / "net.py"), "function": "f", "options": {}}
+    overlay = {"targets": {"small": {"backbone": mine | {"digest": None}}}}
+    found = []
+    for text in ("one", "two"):
+        (tmp_path / "net.py").write_text(text)
+        found.append(config.resolve(ROOT, overlay).targets["small"].backbone.options()["digest"])
+    assert found == [hashlib.sha256(text).hexdigest() for text in (b"one", b"two")]
+    (tmp_path / "net.py").unlink()
+    assert config.resolve(ROOT, overlay).targets["small"].backbone.options()["digest"] is None
+
+
 def test_the_reference_names_every_key_of_the_default_configuration():
     text = reference.reference()
-    for key in ("seeds", "teachers.NAME.training.lr", "targets.NAME.supervised", "clustering.pca"):
+    for key in (
+        "seeds",
+        "teachers.NAME.training.lr",
+        "teachers.NAME.weights.mean",
+        "targets.NAME.supervised",
+        "clustering.pca",
+    ):
         assert f"| `{key}` |" in text
     for kind in ("backbones", "tasks", "evaluations"):
         assert all(f"## {kind}: `{name}`" in text for name in config.plugins(kind))

@@ -9,7 +9,7 @@ import torch
 
 from kt import features
 from kt.core import blocks, hardware, images, model, table
-from kt.core.step import DataError, ResourceError
+from kt.core.step import ConfigError, DataError, ResourceError
 
 
 def teacher(folder, seed=0):
@@ -19,14 +19,16 @@ def teacher(folder, seed=0):
     return backbone
 
 
-def run(folder, pack, layer="conv2", edge=2):
+def run(folder, pack, layer="conv2", edge=2, pool="mean"):
     """Runs the step; gives the table's path."""
+    return step(folder, pack, model=folder / "teacher", layer=layer, map=edge, pool=pool)
+
+
+def step(folder, pack, **options):
+    """Runs the step with some of its options; gives the table's path."""
     output = folder / "features.h5"
-    features.run(
-        argparse.Namespace(
-            model=folder / "teacher", layer=layer, map=edge, pack=pack, output=output
-        )
-    )
+    values = dict.fromkeys(("model", "layer", "map", "given", "keys")) | {"pool": "mean"} | options
+    features.run(argparse.Namespace(pack=pack, output=output, **values))
     return output
 
 
@@ -130,3 +132,117 @@ def test_keys_out_of_order_or_repeated_are_seen_in_every_part(place):
     assert features._ascending(keys)
     keys[place] = keys[place - 1]
     assert not features._ascending(keys)
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+def test_maxima_are_taken_where_they_are_asked_for(tmp_path):
+    backbone = teacher(tmp_path / "teacher")
+    pixels, keys = crafted.noise(20, 16), crafted.names(20)
+    path = run(tmp_path, crafted.write_pack(tmp_path / "p.h5", pixels, keys), pool="max")
+    with torch.inference_mode():
+        maps = backbone(backbone.normalise(torch.from_numpy(pixels)), "conv2")
+    slow = maps.unflatten(3, (2, 2)).unflatten(2, (2, 2)).amax((3, 5)).flatten(1)
+    assert np.allclose(content(path)[0], slow, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- given features
+
+
+def write_given(folder, rows, keys):
+    """Writes features made elsewhere; gives the options that name them."""
+    np.save(folder / "given.npy", rows)
+    (folder / "given.keys.txt").write_text("\n".join(keys) + "\n", encoding="utf-8")
+    return {"given": folder / "given.npy", "keys": folder / "given.keys.txt"}
+
+
+@pytest.fixture
+def pack(tmp_path):
+    keys = ["ä b.png", *crafted.names(599)]
+    return crafted.write_pack(tmp_path / "pack.h5", crafted.noise(600, 12), sorted(keys))
+
+
+def given_rows(number=603, dimensions=5):
+    keys = ["ä b.png", *crafted.names(599), "left", "right", "middle"]
+    order = np.random.default_rng(1).permutation(603)[:number]
+    rows = np.random.default_rng(2).normal(size=(603, dimensions)).astype(np.float32)
+    return rows[order], [keys[row] for row in order]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_given_features_are_joined_by_key_and_those_of_other_images_left_aside(
+    tmp_path, pack, dtype
+):
+    rows, keys = given_rows()
+    found, names = content(step(tmp_path, pack, **write_given(tmp_path, rows.astype(dtype), keys)))
+    known = dict(zip(keys, rows.astype(dtype).astype(np.float32), strict=True))
+    assert names == sorted(set(keys) - {"left", "right", "middle"}) and found.dtype == np.float32
+    assert all(np.array_equal(row, known[name]) for row, name in zip(found, names, strict=True))
+    with table.read(tmp_path / "features.h5", "features", {"features": 2}) as file:
+        parents = json.loads(table.text(file, "provenance"))["parents"]
+    assert parents[str(tmp_path / "given.npy")] == table.digest(tmp_path / "given.npy")
+
+
+def spoilt(change):
+    rows, keys = given_rows()
+    if change == "missing":
+        gone = keys.index("image-00007")
+        return np.delete(rows, gone, 0), keys[:gone] + keys[gone + 1 :]
+    if change == "repeated":
+        keys[3] = keys[4]
+    if change == "fewer keys":
+        keys = keys[:-1]
+    if change in ("nan", "too large"):
+        rows = rows.astype(np.float64)
+        rows[keys.index("image-00009"), 2] = np.nan if change == "nan" else 1e300
+    shapes = {"flat": rows[:, 0], "integers": np.ones((603, 5), int), "empty": rows[:, :0]}
+    return shapes.get(change, rows), keys
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ("missing", "given.keys.txt: 1 of 600 keys are missing, for example 'image-00007'"),
+        ("repeated", "given.keys.txt: 1 keys are repeated"),
+        ("fewer keys", r"a key for each of the 603 rows of .*given.npy, found 602"),
+        ("nan", "given.npy: features of 1 images are not finite, among them 'image-00009'"),
+        ("too large", "given.npy: features of 1 images are not finite, among them 'image-00009'"),
+        ("flat", r"expected an array \(N, D\) of floats, found \(603,\) float32"),
+        ("integers", r"expected an array \(N, D\) of floats, found \(603, 5\) int64"),
+        ("empty", r"expected an array \(N, D\) of floats, found \(603, 0\)"),
+    ],
+)
+def test_given_features_that_do_not_fit_the_images_are_refused(tmp_path, pack, change, fault):
+    options = write_given(tmp_path, *spoilt(change))
+    with pytest.raises(DataError, match=fault):
+        step(tmp_path, pack, **options)
+    assert not (tmp_path / "features.h5").exists()
+
+
+def test_a_given_file_that_is_no_array_or_is_not_there_is_refused(tmp_path, pack):
+    options = write_given(tmp_path, *given_rows())
+    np.save(tmp_path / "given.npy", np.array([print]), allow_pickle=True)  # would run code
+    for text in (None, b"", b"\x93NUMPY cut", b"some text", b"PK\x03\x04"):
+        if text is not None:
+            (tmp_path / "given.npy").write_bytes(text)
+        with pytest.raises(DataError, match="given.npy is no .npy file of numbers"):
+            step(tmp_path, pack, **options)
+    (tmp_path / "given.npy").unlink()
+    with pytest.raises(DataError, match=r"expected features at .*given.npy, found no file"):
+        step(tmp_path, pack, **options)
+    options = write_given(tmp_path, *given_rows())
+    (tmp_path / "given.keys.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="given.keys.txt: expected keys in UTF-8"):
+        step(tmp_path, pack, **options)
+    (tmp_path / "given.keys.txt").unlink()
+    with pytest.raises(DataError, match="keys of the features at .*given.keys.txt"):
+        step(tmp_path, pack, **options)
+
+
+@pytest.mark.parametrize(
+    "names", [["model", "layer"], ["given"], ["model", "layer", "map", "keys"]]
+)
+def test_options_of_two_kinds_or_of_none_are_refused(tmp_path, pack, names):
+    with pytest.raises(ConfigError, match="--model --layer --map, or --given --keys"):
+        step(tmp_path, pack, **dict.fromkeys(names, 1))

@@ -28,6 +28,16 @@ QUICK = {
     "clusters": {"view_clusters": 4, "view_images": 30},
     "torchvision": {"model": "resnet18", "last": None},
 }
+# What no preset can name: a file of the user's, and a package that may not be there.
+ELSEWHERE = {
+    "file": {
+        "path": str(Path(__file__).parent / "network_of_mine.py"),
+        "function": "tiny",
+        "options": {"widths": [4, 8]},
+        "digest": None,
+    },
+    "timm": {"model": "resnet10t", "last": 4},
+}
 # Sources that need a network or a large download have tests of their own.
 DRAWN = {
     "folder": lambda root: drawing.write_folder(drawing.tree(), root / "pictures"),
@@ -38,7 +48,7 @@ DRAWN = {
 
 def options_in_use() -> dict[tuple[str, str], dict]:
     """Gives the options of every plug-in that config.yaml or a preset names."""
-    found = {}
+    found = {("backbones", name): values for name, values in ELSEWHERE.items()}
     overlays = [{}, *(config.read(path) for path in sorted((ROOT / "presets").glob("*.yaml")))]
     for overlay in overlays:
         settings = config.resolve(ROOT, overlay)
@@ -195,7 +205,14 @@ def test_a_task_says_before_the_work_whether_the_images_suit_it(name, examples):
 # ---------------------------------------------------------------------------- backbones
 
 
+@pytest.fixture(autouse=True)
+def files_may_run(monkeypatch):
+    monkeypatch.setenv("KT_RUN_FILES", "1")
+
+
 def built_backbone(name, examples):
+    if name == "timm":
+        pytest.importorskip("timm", reason="timm is optional and not installed")
     return model.fresh(config.Plugin(name=name, **values_of(examples, "backbones", name)), 0).eval()
 
 
@@ -215,8 +232,8 @@ def test_a_backbone_gives_a_finite_map_for_every_layer(name, examples):
 @of("backbones")
 def test_a_backbone_tells_its_layers_before_it_is_built(name, examples):
     checked = config.options("backbones", name, values_of(examples, "backbones", name))
-    told = config.plugin("backbones", name).layers(checked)
-    assert told is None or list(told) == built_backbone(name, examples).layers
+    built, told = built_backbone(name, examples), config.plugin("backbones", name).layers(checked)
+    assert told is None or list(told) == built.layers
 
 
 @of("backbones")

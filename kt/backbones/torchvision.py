@@ -14,6 +14,7 @@ from kt.config import Settings
 from kt.core.step import ConfigError
 
 HEADS = ("avgpool", "classifier", "fc", "head", "heads", "dropout", "flatten")
+AUXILIARY = ("googlenet", "inception_v3")  # models with more than one classifier
 
 
 class Options(Settings):
@@ -64,17 +65,61 @@ def stages(options: Options) -> dict:
         ConfigError: torchvision has no such classification model, or it has no trunk of maps.
     """
     import torch
-    from torchvision import models
 
-    names = models.list_models(module=models)
-    if options.model not in names:
-        raise ConfigError(f"backbone.model: {options.model!r} is not one of {', '.join(names)}")
-    settings = {"aux_logits": False} if options.model in ("googlenet", "inception_v3") else {}
-    model = models.get_model(options.model, weights=None, **settings)
-    found = _by_convolution(model) if _is_plain(model) else _by_part(model)
-    found = {name: found[name] for name in _up_to(options.last, list(found))}
+    found = _split(_whole(options.model), options.last)
     _check_maps(options.model, found, torch.zeros(1, 3, 224, 224))
     return found
+
+
+def names(options: Options, own: list[str]) -> dict[str, str]:
+    """Gives for each name of a weight in our backbone the one in torchvision's whole model."""
+    from kt.core.backbone import Backbone
+
+    model = _whole(options.model)
+    trunk = Backbone(_split(model, options.last)).state_dict(keep_vars=True)
+    theirs = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
+    return {name: theirs[id(trunk[name])] for name in own}  # they share their tensors
+
+
+def published(options: Options) -> tuple[dict, list[float], list[float], str]:
+    """Fetches the weights that torchvision publishes: by name, mean, deviation, their origin.
+
+    Raises:
+        ConfigError: There are none of this model.
+    """
+    from torchvision import models
+
+    known = models.get_model_weights(_checked(options.model))
+    if not list(known):
+        raise ConfigError(f"weights.path: torchvision publishes none of {options.model}")
+    weights = known.DEFAULT
+    seen = weights.transforms()
+    mean, std = seen.mean, seen.std
+    if options.model in AUXILIARY:  # the whole model turns ImageNet's normalisation into this one
+        mean = std = [0.5, 0.5, 0.5]
+    return weights.get_state_dict(check_hash=True), mean, std, f"torchvision {weights}"
+
+
+def _whole(name: str):
+    """Builds the model of torchvision with its classifier."""
+    from torchvision import models
+
+    settings = {"aux_logits": False} if name in AUXILIARY else {}
+    return models.get_model(_checked(name), weights=None, **settings)
+
+
+def _checked(name: str) -> str:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(f"backbone.model: {name!r} is not one of {', '.join(known)}")
+    return name
+
+
+def _split(model, last: str | None) -> dict:
+    found = _by_convolution(model) if _is_plain(model) else _by_part(model)
+    return {name: found[name] for name in _up_to(last, list(found))}
 
 
 def _is_plain(model) -> bool:

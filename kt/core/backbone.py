@@ -15,7 +15,7 @@ from kt.core.step import ConfigError
 
 
 class Backbone(nn.Module):
-    """Stages in a row, each with a name; the names are the layers.
+    """Stages in a row, each with a name; the names are the layers, but for those of a `Joint`.
 
     The input normalisation belongs to the network and is saved with its weights.
 
@@ -33,7 +33,11 @@ class Backbone(nn.Module):
     @property
     def layers(self) -> list[str]:
         """Names of the layers, first to last."""
-        return list(self.stages)
+        return [
+            layer
+            for name, stage in self.stages.items()
+            for layer in (stage.layers if isinstance(stage, Joint) else [name])
+        ]
 
     def forward(self, images: Tensor, layer: str | None = None) -> Tensor:
         """Maps normalised images (B, 3, H, W) float32 to the map (B, M, h, w) of a layer.
@@ -43,11 +47,7 @@ class Backbone(nn.Module):
             layer: Its name; the last one by default.
         """
         layer = self.check_layer(layer)
-        for name, stage in self.stages.items():
-            images = stage(images)
-            if name == layer:
-                break
-        return images
+        return self.maps(images, [layer])[layer]
 
     def maps(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Gives the maps of several layers in one pass."""
@@ -56,9 +56,9 @@ class Backbone(nn.Module):
         for name, stage in self.stages.items():
             if len(found) == len(wanted):
                 break
-            images = stage(images)
-            if name in wanted:
-                found[name] = images
+            several = stage(images) if isinstance(stage, Joint) else {name: stage(images)}
+            found.update((layer, several[layer]) for layer in several if layer in wanted)
+            images = several[next(reversed(several))]
         return found
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         """
         if layer is None:
             return self.layers[-1]
-        if layer not in self.stages:
+        if layer not in self.layers:
             raise ConfigError(f"layer {layer!r} is not one of {', '.join(self.layers)}")
         return layer
 
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         try:
             with torch.inference_mode():
                 shape = self.eval()(self.mean.new_zeros(1, 3, size, size), layer).shape[1:]
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm asserts sizes
             raise ConfigError(
                 f"images or tiles of {size} px do not fit this backbone: {error}"
             ) from None
@@ -132,6 +132,26 @@ class Residual(nn.Module):
         return functional.relu(self.body(maps) + self.shortcut(maps))
 
 
+class Joint(nn.Module):
+    """A model whose layers cannot be told apart as stages: one part that gives several maps.
+
+    Attributes:
+        layers: Names of its maps, first to last.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[str], channels_last: bool):
+        """Takes a model that gives a list of maps, their names, and if they are (B, h, w, M)."""
+        super().__init__()
+        self.model, self.layers, self.channels_last = model, layers, channels_last
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps (B, 3, H, W) to a map (B, M, h, w) for each layer."""
+        found = self.model(images)
+        if self.channels_last:
+            found = [maps.permute(0, 3, 1, 2) for maps in found]
+        return dict(zip(self.layers, found, strict=True))
+
+
 class Descriptor(nn.Module):
     """A hand-crafted descriptor as a stage: no weights, computed image by image with numpy."""
 
@@ -147,12 +167,17 @@ class Descriptor(nn.Module):
         return torch.from_numpy(maps).permute(0, 3, 1, 2).to(images.device)
 
 
-def pool(maps: Tensor, edge: int) -> Tensor:
-    """Averages maps (B, M, h, w) to at most edge x edge and flattens them, (B, D) float32."""
+def pool(maps: Tensor, edge: int, kind: str = "mean") -> Tensor:
+    """Pools maps (B, M, h, w) to at most edge x edge and flattens them, (B, D) float32.
+
+    Args:
+        maps: Of a layer.
+        edge: The map's, afterwards.
+        kind: `mean`, or `max` as in the paper.
+    """
     height, width = maps.shape[-2:]
-    return functional.adaptive_avg_pool2d(
-        maps.float(), (min(height, edge), min(width, edge))
-    ).flatten(1)
+    pooling = {"mean": functional.adaptive_avg_pool2d, "max": functional.adaptive_max_pool2d}
+    return pooling[kind](maps.float(), (min(height, edge), min(width, edge))).flatten(1)
 
 
 def build(name: str, options: dict) -> Backbone:
