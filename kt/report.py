@@ -251,6 +251,7 @@ def _view(comparison, models) -> dict[str, Any]:
         "heads": [verdict.title(column) for column in comparison.columns],
         "backbone": backbone_file(comparison, models),
         "differences": figures.differences(comparison),
+        "layers": [(verdict.long_title(one.column), one) for one in comparison.by_layer],
         "labels": figures.label_curves(comparison),
         "training": figures.target_curves(models, comparison),
     }

@@ -1,7 +1,8 @@
 """Metric records: reading, order, groups.
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
-and, where they apply, `layer, labels_per_class, k, teacher, teacher_layer, target, transfer`.
+and, where they apply, `layer, labels_per_class, fraction, k, teacher, teacher_layer, target,
+transfer`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ Record = dict[str, Any]
 ARMS = ("random", "direct", "longer", "untrained", "hog", "transfer", "supervised")
 FIELDS = (
     *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
-    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target", "transfer"),
+    *("layer", "labels_per_class", "fraction", "k", "teacher", "teacher_layer", "target"),
+    "transfer",
 )
 NEEDED = FIELDS[:8]
 
 
 class Column(NamedTuple):
-    """One measured quantity."""
+    """One measured quantity; with few labels, how many of each class or which share of all."""
 
     evaluation: str
     metric: str
     labels_per_class: int | None = None
+    fraction: float | None = None
 
 
 def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
@@ -66,6 +69,8 @@ def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Re
 def sort_records(records: Sequence[Record]) -> list[Record]:
     """Orders records by what they are about; numbers as numbers, absent fields first.
 
+    Layers stand as their evaluation told them, the network's first one first.
+
     Raises:
         DataError: One quantity was measured on more than one data set.
     """
@@ -78,12 +83,18 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
                 f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on "
                 "different images cannot be compared, evaluate all models on one data set"
             )
-    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "metric", "seed")
+    depths: dict[tuple, dict[str, int]] = {}
+    for record in records:
+        told = depths.setdefault((record["model"], record["evaluation"]), {})
+        if record.get("layer"):
+            told.setdefault(record["layer"], len(told))
+    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "fraction", "metric")
 
     def key(record):
-        values = [record.get(name) for name in order]
+        depth = depths[record["model"], record["evaluation"]].get(record.get("layer"))
+        values = [depth if name == "layer" else record.get(name) for name in (*order, "seed")]
         return [
-            (v is not None, v if isinstance(v, int) else 0, str(v) if isinstance(v, str) else "")
+            (v is not None, 0 if isinstance(v, str) else v or 0, v if isinstance(v, str) else "")
             for v in values
         ]
 
@@ -110,7 +121,8 @@ def by_seed(records: Iterable[Record], column: Column) -> dict[int, float]:
 
 def column_of(record: Record) -> Column:
     """Gives which quantity a record measures."""
-    return Column(record["evaluation"], record["metric"], record.get("labels_per_class"))
+    few = record.get("labels_per_class"), record.get("fraction")
+    return Column(record["evaluation"], record["metric"], *few)
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
