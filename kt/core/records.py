@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kt.core import step
@@ -66,10 +67,14 @@ def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Re
     return [record | ({"target": found} if (found := target(record)) else {}) for record in records]
 
 
-def sort_records(records: Sequence[Record]) -> list[Record]:
+def sort_records(
+    records: Sequence[Record], layers: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[Record]:
     """Orders records by what they are about; numbers as numbers, absent fields first.
 
-    Layers stand as their evaluation told them, the network's first one first.
+    Args:
+        records: In any order.
+        layers: model -> its layers, first to last, where known; others stand in alphabetical order.
 
     Raises:
         DataError: One quantity was measured on more than one data set.
@@ -83,16 +88,13 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
                 f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on "
                 "different images cannot be compared, evaluate all models on one data set"
             )
-    depths: dict[tuple, dict[str, int]] = {}
-    for record in records:
-        told = depths.setdefault((record["model"], record["evaluation"]), {})
-        if record.get("layer"):
-            told.setdefault(record["layer"], len(told))
     order = ("arm", "model", "evaluation", "layer", "labels_per_class", "fraction", "metric")
 
     def key(record):
-        depth = depths[record["model"], record["evaluation"]].get(record.get("layer"))
-        values = [depth if name == "layer" else record.get(name) for name in (*order, "seed")]
+        known = list(layers.get(record["model"], ()))
+        depth = rank(record["layer"], known) if record.get("layer") else None
+        values = [record.get(name) for name in (*order, "seed")]
+        values.insert(order.index("layer"), depth)
         return [
             (v is not None, 0 if isinstance(v, str) else v or 0, v if isinstance(v, str) else "")
             for v in values
