@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from kt.core import precision
 from kt.core.step import DataError
@@ -31,16 +32,16 @@ def slow_points(scores, positive):
     return sum(precisions) / 11
 
 
+@settings(deadline=None)
 @given(RANKINGS)
 def test_the_area_is_that_of_scikit_learn(ranking):
-    from sklearn.metrics import average_precision_score
-
     scores, positive = ranking
     assert precision.by_area(scores, positive) == pytest.approx(
         average_precision_score(positive, scores)
     )
 
 
+@settings(deadline=None)
 @given(RANKINGS)
 def test_the_eleven_points_are_those_of_the_definition(ranking):
     assert precision.by_points(*ranking) == pytest.approx(slow_points(*ranking))
@@ -61,6 +62,7 @@ def test_recall_is_compared_without_rounding():
     )
 
 
+@settings(deadline=None)
 @given(RANKINGS, st.randoms())
 def test_equal_scores_have_no_order(ranking, random):
     scores, positive = ranking

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from kt.core.backbone import Backbone, build
@@ -25,8 +24,7 @@ class Frozen(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps as the stage does."""
-        with torch.no_grad():
-            return self.stage(images)
+        return self.stage(images)
 
 
 def fresh_above(backbone: Backbone, layer: str) -> Backbone:

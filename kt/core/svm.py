@@ -30,7 +30,7 @@ def fit(
 
     Args:
         rows: (N, D) float32.
-        signs: (N, C) float32 as of `signs`; zeros have no part in the loss.
+        signs: (N, C) float32 as of `signs`; where it is 0 the loss is a constant.
         start: (D + 1, C) float32 weights to start from.
         cost: C of the literature.
         positive: Factor to the losses of positives.
@@ -39,7 +39,7 @@ def fit(
     Returns:
         (D + 1, C) float32; the last row holds the biases.
     """
-    share = torch.where(signs > 0, positive, 1.0) * signs.abs()
+    share = torch.where(signs > 0, positive, 1.0)
     scale = 1 / (cost * len(rows))  # gradients of one size for any cost, for one tolerance
 
     def loss_and_gradient(weights: Tensor) -> tuple[Tensor, Tensor]:
