@@ -223,6 +223,20 @@ def test_the_plain_table_is_never_wider_than_a_hundred_columns(num_labels, seeds
     assert "\n".join(lines).count("12.3") == len(summary.ARMS) * num_labels
 
 
+def test_the_plain_table_of_the_default_run_is_one_block():
+    columns = [("knn", "top1", None), ("linear", "top1", None), ("finetune", "top1", 10)]
+    columns += [("finetune", "top1", 100)]
+    columns += [("clusters", metric, None) for metric in ("nmi", "purity", "hungarian", "view_nmi")]
+    found = []
+    for evaluation, metric, number in columns:
+        more = {"evaluation": evaluation, "metric": metric, "labels_per_class": number}
+        found += run_of({"supervised": [0.791, 0.795, 0.799]}, **more)
+    comparison = summary.compare(found, ["knn"], {"supervised": 1234.0})
+    text = verdict.plain_table(comparison.columns, comparison.arms)
+    assert Column("clusters", "hungarian") in comparison.columns and "matched" not in text
+    assert "\n\n" not in text and text.count("79.5±1.0") == len(columns) - 1
+
+
 def test_sorting_does_not_depend_on_the_order_of_the_input():
     found = run_of({"direct": [0.1, 0.2], "hog": [0.3] * 12}) + list(layered([0.1, 0.2]))
     found += [record("hog", 0.5, evaluation="finetune", labels_per_class=n) for n in (100, 20, 3)]

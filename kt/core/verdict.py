@@ -32,6 +32,7 @@ RULES = {
     "best)",
     "": "nothing was measured to choose by, the first of each arm stands",
 }
+PAGE_ALONE = ("hungarian",)  # the default run's other columns fill the width of the plain table
 MAIN = ("direct", "random")  # what people did before, and nothing at all
 VERBS = {
     "beats": "beats",
@@ -188,13 +189,15 @@ def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
 def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100) -> str:
     """Gives the table of arms as text of at most `width` columns, in blocks where it is wider.
 
-    The best of each column carries a `*`.
+    The best of each column carries a `*`. Columns of the page alone are left out.
     """
-    heads = [["", "arm"], *map(_plain_head, columns), ["", "seeds"], ["", "seconds"]]
+    shown = [index for index, column in enumerate(columns) if column.metric not in PAGE_ALONE]
+    heads = [_plain_head(columns[index]) for index in shown]
+    heads = [["", "arm"], *heads, ["", "seeds"], ["", "seconds"]]
     lines = [list(line) for line in zip(*heads, strict=True)]
-    lines += [
-        [row.arm, *map(_plain_cell, row.cells), f"{row.seeds} ", whole(row.seconds)] for row in rows
-    ]
+    for row in rows:
+        cells = [_plain_cell(row.cells[index]) for index in shown]
+        lines.append([row.arm, *cells, f"{row.seeds} ", whole(row.seconds)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     blocks: list[list[int]] = [[0]]
     for index in range(1, len(heads)):
