@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
 
-from kt import config
+from kt import config, workflow
 from kt.core import step
-
-DONE = "records.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates each seed's model and gathers the records."""
     with step.importing():
-        from kt.core import hardware, model, resume, table
+        from kt.core import hardware, judge, model, resume, table
 
     if len(arguments.model) != len(arguments.seeds):
         raise step.ConfigError("--model and --seeds: expected as many seeds as models")
@@ -50,28 +49,16 @@ def run(arguments: argparse.Namespace) -> None:
     for folder, digest, seed in zip(arguments.model, digests, arguments.seeds, strict=True):
         backbone = model.load(folder, hardware.device())
         for name, values in arguments.evaluations.items():
-            place = state and state / f"{name}-{seed}"
             fields = {**arguments.describe, "evaluation": name, "seed": seed}
-            settings = {"model": digest, "packs": packs, name: values, "seed": seed}
-            records = done_before(place, settings)
-            if records is None:
-                judged = dataclasses.replace(data, state=place)
-                records = judge_one(name, values, backbone, judged, seed)
-                if place:
-                    step.write_json(place / DONE, {"settings": settings, "records": records})
+            place = state and state / f"{name}-{workflow.fingerprint(digest, packs, values, seed)}"
+            judged = dataclasses.replace(data, state=place)
+            work = functools.partial(judge_one, name, values, backbone, judged, seed)
+            records = judge.once(place, work)
             found += [{**fields, **record} for record in records]
     parents = dict(zip(map(str, arguments.model), digests, strict=True))
     step.write_json(arguments.output, {"records": found, "provenance": step.provenance(parents)})
     if arguments.state:
         shutil.rmtree(arguments.state, ignore_errors=True)
-
-
-def done_before(place: Path | None, settings: dict) -> list[dict] | None:
-    """Gives the records that an interrupted run of the same settings left, if there are any."""
-    if place is None or not (place / DONE).exists():
-        return None
-    found = step.read_json(place / DONE)
-    return found["records"] if found["settings"] == json.loads(json.dumps(settings)) else None
 
 
 def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:

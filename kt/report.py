@@ -47,10 +47,11 @@ def run(arguments) -> None:
     """Writes the four files."""
     settings = read_settings(str(arguments.settings))
     evaluations = [read_evaluation(path) for path in arguments.evaluations]
-    records = sort_records([record for found, _ in evaluations for record in found])
+    models = [read_model(folder) for folder in arguments.models]
+    layers = {model["name"]: model.get("layers", ()) for model in models}
+    records = sort_records([record for found, _ in evaluations for record in found], layers)
     if not records:
         raise DataError("--evaluations: expected at least one record, found none; evaluate a model")
-    models = [read_model(folder) for folder in arguments.models]
     seconds = training_seconds(models, records)
     judged = with_targets(records, settings)
     comparisons = [
@@ -251,6 +252,7 @@ def _view(comparison, models) -> dict[str, Any]:
         "heads": [verdict.title(column) for column in comparison.columns],
         "backbone": backbone_file(comparison, models),
         "differences": figures.differences(comparison),
+        "layers": [(verdict.long_title(one.column), one) for one in comparison.by_layer],
         "labels": figures.label_curves(comparison),
         "training": figures.target_curves(models, comparison),
     }

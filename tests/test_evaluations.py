@@ -1,6 +1,7 @@
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import signal
@@ -16,16 +17,25 @@ from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import clusters, finetune, knn, linear
 
 KNN = {"neighbours": 5, "temperature": 0.07, "map": 1}
-LINEAR = {"map": 2, "penalties": [0.01, 0.1], "iterations": 30}
+LINEAR = {"map": 2, "dimensions": None, "penalties": [0.01, 0.1], "iterations": 30}
 FINETUNE = {
-    "labels_per_class": [3], "images": 240, "task": crafted.LABELS | {"flip": 0.5},
+    "labels_per_class": [3], "fractions": [], "images": 240, "task": crafted.LABELS | {"flip": 0.5},
     "training": crafted.TRAINING | {"batch": 9, "lr": 0.003},
 }  # fmt: skip
 CLUSTERS = {
     "iterations": 10, "view_clusters": 4, "view_images": 30,
     "task": crafted.LABELS | {"crop": 0.6, "flip": 0.5},
 }  # fmt: skip
-ALL = {"knn": KNN, "linear": LINEAR, "finetune": FINETUNE, "clusters": CLUSTERS}
+NONLINEAR = {name: FINETUNE[name] for name in ("images", "task", "training")}
+TWICE = FINETUNE | {"labels_per_class": [3, 2]}
+SVM = {
+    "map": 1, "dimensions": None, "costs": [1, 100], "positive_weight": 2, "iterations": 50,
+    "labels_per_class": [2], "draws": 2,
+}  # fmt: skip
+ALL = {
+    "knn": KNN, "linear": LINEAR, "nonlinear": NONLINEAR, "finetune": FINETUNE, "svm": SVM,
+    "clusters": CLUSTERS,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +170,19 @@ def labellings(seed, number=200):
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_hungarian_accuracy_is_the_best_over_all_matchings(seed):
+    random = np.random.default_rng(seed)
+    one, two = random.integers(0, 4, 60), random.integers(0, 5, 60)
+    for found, labels in ((one, two), (two, one), (one, one[::-1])):
+        numbers = range(max(found.max(), labels.max()) + 1)
+        best = max(
+            np.mean(np.array(matched)[found] == labels)
+            for matched in itertools.permutations(numbers)
+        )
+        assert judge.hungarian(found, labels) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_nmi_and_purity_agree_with_scikit_learn(seed):
     from sklearn import metrics
 
@@ -176,6 +199,7 @@ def test_nmi_knows_its_extremes():
     assert judge.nmi(one, (one + 2) % 6) == pytest.approx(1)
     assert judge.nmi(one, np.zeros(60, np.int64)) == pytest.approx(0, abs=1e-12)
     assert judge.nmi(np.zeros(60, np.int64), np.zeros(60, np.int64)) == 1
+    assert judge.hungarian(one, (one + 2) % 6) == 1 and judge.hungarian(one % 1, one) == 1 / 6
     assert judge.purity(one, one % 2) == 1 and judge.purity(one % 1, one) == pytest.approx(1 / 6)
 
 
@@ -272,6 +296,32 @@ def test_a_smaller_class_gives_all_it_has(data):
     rare[(rare == 0).nonzero()[3:, 0]] = 1
     rows = finetune.draw(judge.Split(data.train.pack, rare), 5, 0)
     assert rare[rows].bincount().tolist()[:2] == [3, 5]
+
+
+def test_a_share_of_the_labels_is_drawn_from_each_class_and_leaves_none_out(data):
+    rare = torch.tensor([0] * 20 + [1] * 9 + [2])
+    split = judge.Split(data.train.pack, rare)
+    assert rare[finetune.draw(split, 0.1, 0)].bincount().tolist() == [2, 1, 1]
+    assert rare[finetune.draw(split, 0.5, 0)].bincount().tolist() == [10, 4, 1]
+    assert torch.equal(finetune.draw(split, 1.0, 0), torch.arange(30))
+
+
+def test_shares_and_numbers_of_labels_are_told_apart_though_as_many_images(
+    backbone, data, tmp_path
+):
+    options = finetune.Options(**FINETUNE | {"fractions": [0.3]})  # 3 of 10 of each class, too
+    resumable = dataclasses.replace(data, state=tmp_path)
+    found = finetune.evaluate(backbone, resumable, options, 0)
+    assert [(row["labels_per_class"], row.get("fraction")) for row in found] == [
+        (3, None), (3, None), (None, 0.3), (None, 0.3),
+    ]  # fmt: skip
+    assert found == finetune.evaluate(backbone, data, options, 0)
+    assert not torch.equal(finetune.draw(data.train, 3, 0), finetune.draw(data.train, 0.3, 0))
+
+
+def test_fine_tuning_without_any_number_of_labels_is_refused():
+    with pytest.raises(ConfigError, match="labels_per_class or fractions, found none"):
+        config.options("evaluations", "finetune", FINETUNE | {"labels_per_class": []}, "here")
 
 
 # ---------------------------------------------------------------------------- clusters
@@ -393,16 +443,14 @@ def test_the_step_writes_a_record_per_seed_with_its_fields(tmp_path, data):
         evaluate.run(arguments)
 
 
-def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_fine_tuning(
-    tmp_path, data, monkeypatch
-):
+def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path, data, monkeypatch):
     write_data(tmp_path / "data", data)
     plugin = crafted.plugin(crafted.PLAIN)
     for seed in (0, 1):
         model.save(tmp_path / f"s{seed}", model.fresh(plugin, seed), plugin, {})
     arguments = argparse.Namespace(
         model=[tmp_path / "s0", tmp_path / "s1"], seeds=[0, 1], describe={}, state=None,
-        evaluations={"knn": KNN, "finetune": FINETUNE}, data=tmp_path / "data",
+        evaluations={"knn": KNN, "finetune": TWICE, "nonlinear": NONLINEAR}, data=tmp_path / "data",
         output=tmp_path / "whole.json",
     )  # fmt: skip
     made, step_ = [], training._Run._step
@@ -418,10 +466,13 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_fine_tuning(
     evaluate.run(arguments)
     number = len(made)
     made.clear()
-    stop_at = number // 2 + 3  # in the second model's
     arguments.state, arguments.output = tmp_path / "state", tmp_path / "again.json"
-    with pytest.raises(Interrupted, match="fine-tune"):
-        evaluate.run(arguments)
+    # A model makes 27 and 40 steps with 3 and 2 labels a class, then 24 above each of two layers.
+    assert number == 2 * 115
+    stops = (115 + 27 + 5, "fine-tune with 6 labels"), (115 + 67 + 24 + 5, "retrain above conv2")
+    for stop_at, name in stops:
+        with pytest.raises(Interrupted, match=name):
+            evaluate.run(arguments)
     stop_at = None
     evaluate.run(arguments)
     assert len(made) == number  # no step was made twice

@@ -24,7 +24,9 @@ KINDS = ("tasks", "backbones", "sources", "evaluations")
 ALL = [(kind, name) for kind in KINDS for name in config.plugins(kind)]
 SIZE, NUMBER = 64, 24
 QUICK = {
-    "finetune": {"labels_per_class": [2], "images": 24},
+    "finetune": {"labels_per_class": [2], "fractions": [0.2], "images": 24},
+    "nonlinear": {"images": 24},
+    "svm": {"labels_per_class": [1], "draws": 2, "iterations": 20},
     "clusters": {"view_clusters": 4, "view_images": 30},
     "torchvision": {"model": "resnet18", "last": None},
 }

@@ -84,7 +84,8 @@ def test_the_sections_stand_in_order(run):
     assert heads == [
         "Verdict",
         "The arms of the comparison",
-        "Accuracy against labels per class",
+        "Layer by layer",
+        "Accuracy against labels",
         "Which teacher, layer and k",
         "Training",
         "Learned puzzles",
@@ -94,6 +95,20 @@ def test_the_sections_stand_in_order(run):
         "Configuration",
         "How to read this",
     ]
+
+
+def test_the_page_shows_every_layer_of_every_arm(run):
+    section = re.search(r'<section id="layers">.*?</section>', html(run), re.S)[0]
+    heads, *rows = re.findall(r"<tr.*?</tr>", section, re.S)
+    assert re.findall(r">([^<]+)</th>", heads) == ["arm", "conv2", "conv3", "conv4"]
+    assert len(rows) == len(made_up.TOP1) and all(row.count('class="best"') == 1 for row in rows)
+    values = {}
+    for record in draw_records_as_read():
+        if (record["arm"], record["evaluation"], record["metric"]) == ("direct", "linear", "top1"):
+            values.setdefault(record["layer"], []).append(record["value"])
+    [direct] = [row for row in rows if "t-direct" in row]
+    means = [f"{100 * np.mean(values[layer]):.1f}" for layer in ("conv2", "conv3", "conv4")]
+    assert re.findall(r"<td[^>]*>\s*([\d.]+)", direct) == means
 
 
 def test_names_cannot_put_markup_into_the_page(run):

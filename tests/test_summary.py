@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt.core import charts, records, summary, verdict
+from kt.core import charts, figures, records, summary, verdict
 from kt.core.choice import settle_layers
 from kt.core.intervals import T_95, Interval, interval, outcome
 from kt.core.records import Column
@@ -223,6 +223,20 @@ def test_the_plain_table_is_never_wider_than_a_hundred_columns(num_labels, seeds
     assert "\n".join(lines).count("12.3") == len(summary.ARMS) * num_labels
 
 
+def test_the_plain_table_of_the_default_run_is_one_block():
+    columns = [("knn", "top1", None), ("linear", "top1", None), ("finetune", "top1", 10)]
+    columns += [("finetune", "top1", 100)]
+    columns += [("clusters", metric, None) for metric in ("nmi", "purity", "hungarian", "view_nmi")]
+    found = []
+    for evaluation, metric, number in columns:
+        more = {"evaluation": evaluation, "metric": metric, "labels_per_class": number}
+        found += run_of({"supervised": [0.791, 0.795, 0.799]}, **more)
+    comparison = summary.compare(found, ["knn"], {"supervised": 1234.0})
+    text = verdict.plain_table(comparison.columns, comparison.arms)
+    assert Column("clusters", "hungarian") in comparison.columns and "matched" not in text
+    assert "\n\n" not in text and text.count("79.5±1.0") == len(columns) - 1
+
+
 def test_sorting_does_not_depend_on_the_order_of_the_input():
     found = run_of({"direct": [0.1, 0.2], "hog": [0.3] * 12}) + list(layered([0.1, 0.2]))
     found += [record("hog", 0.5, evaluation="finetune", labels_per_class=n) for n in (100, 20, 3)]
@@ -232,6 +246,129 @@ def test_sorting_does_not_depend_on_the_order_of_the_input():
         r["labels_per_class"] for r in records.sort_records(found) if "labels_per_class" in r
     ]
     assert numbers == [3, 20, 100]
+
+
+def test_layers_stand_in_the_order_of_their_network():
+    order = ["stem", "block2", "block10"]
+    found = [record("direct", 0.1, layer=layer) for layer in order]
+    told = records.sort_records(found[::-1], {"direct": order})
+    assert [row["layer"] for row in told] == order
+    assert [row["layer"] for row in records.sort_records(found)] == sorted(order)
+
+
+def probed(arm, scores, evaluation="linear", **more):
+    """Gives test records {layer: top-1 over seeds} and the validation scores, the same turned."""
+    for layer, values in scores.items():
+        for seed, value in enumerate(values):
+            about = {"evaluation": evaluation, "layer": layer, "model": f"{arm}-a"} | more
+            yield record(arm, value, seed, **about)
+            yield record(arm, 1 - value, seed, metric="validation_top1", **about)
+
+
+def test_every_layer_of_the_chosen_models_stands_in_a_table():
+    found = list(probed("transfer", {"one": [0.4, 0.6], "two": [0.7, 0.7]}))
+    found += probed("random", {"one": [0.2], "two": [0.1]})
+    found += probed("transfer", {"one": [0.9], "two": [0.9]}, model="transfer-b")  # validates worse
+    found += [record("random", 0.3, layer="two", model="random-a")]  # k-NN: one layer, no table
+    found += [record("random", 0.5, evaluation="svm", layer=o, labels_per_class=2) for o in "ab"]
+    comparison = summary.compare(found, ["linear"])
+    [table] = comparison.by_layer
+    assert (table.column, table.layers) == (Column("linear", "top1"), ["one", "two"])
+    (random, _, left), (transfer, _, right) = table.rows
+    assert (random, transfer) == ("random", "transfer")
+    assert [cell.interval.mean for cell in left] == [0.2, 0.1]
+    assert right[0].interval == interval([0.4, 0.6]) and right[1].interval.mean == 0.7
+    # Bold is what validation chose, here against the test scores.
+    assert [[cell.best for cell in cells] for cells in (left, right)] == [
+        [False, True],
+        [True, False],
+    ]
+
+
+def test_a_layer_that_an_arm_was_not_probed_at_is_left_open():
+    found = [*probed("random", {"one": [0.2]}), *probed("direct", {"one": [0.2], "two": [0.3]})]
+    [table] = summary.compare(found, ["linear"]).by_layer
+    assert [cell is None for cell in table.rows[0][2]] == [False, True]
+
+
+def test_where_no_layer_was_held_out_for_the_last_one_stands_for_all():
+    more = {"evaluation": "nonlinear"}
+    found = [record("direct", v, layer=o, **more) for o, v in (("one", 0.6), ("two", 0.4))]
+    comparison = summary.compare(found, ["knn"])
+    assert [cell.best for cell in comparison.by_layer[0].rows[0][2]] == [False, True]
+    assert comparison.arms[0].cells[0].interval.mean == 0.4
+
+
+def test_images_of_several_labels_settle_their_layer_by_held_out_precision():
+    more = {"evaluation": "svm"}
+    found = [
+        record("direct", v, metric="validation_map", layer=o, **more)
+        for o, v in zip("ab", (0.8, 0.2), strict=True)
+    ]
+    found += [
+        record("direct", v, metric="map_area", layer=o, **more)
+        for o, v in zip("ab", (0.1, 0.9), strict=True)
+    ]
+    comparison = summary.compare(found, ["svm"])
+    assert comparison.columns == [Column("svm", "map_area")]
+    assert comparison.arms[0].cells[0].interval.mean == 0.1
+    assert comparison.by_layer[0].column == Column("svm", "map_area")
+
+
+def few(arm, number=None, fraction=None, value=0.5, evaluation="finetune"):
+    more = {"labels_per_class": number} | ({"fraction": fraction} if fraction else {})
+    return record(arm, value, evaluation=evaluation, **more)
+
+
+def test_numbers_and_shares_of_labels_are_columns_of_their_own():
+    found = [
+        few("direct", None, 0.1, 0.7),
+        few("direct", 100),
+        few("direct", None, 0.01, 0.6),
+        few("direct", 10),
+    ]
+    comparison = summary.compare(found, ["knn"])
+    titles = [verdict.title(column) for column in comparison.columns]
+    assert titles == [
+        "fine-tune, 10 a class", "fine-tune, 100 a class", "fine-tune, 1 % of labels",
+        "fine-tune, 10 % of labels",
+    ]  # fmt: skip
+    assert [cell.interval.mean for cell in comparison.arms[0].cells] == [0.5, 0.5, 0.6, 0.7]
+    assert verdict.long_title(comparison.columns[2]) == "fine-tuned top-1 with 1 % of labels"
+    head = verdict.plain_table(comparison.columns, comparison.arms).splitlines()[:2]
+    assert head[0].split() == ["fine-tune"] * 4
+    assert head[1].split() == [
+        "arm",
+        "10/class",
+        "100/class",
+        "1",
+        "%",
+        "10",
+        "%",
+        "seeds",
+        "seconds",
+    ]
+
+
+def test_precision_of_different_evaluations_has_different_names():
+    columns = [Column(name, "map_area", 4) for name in ("svm", "mine")]
+    assert [verdict.title(column) for column in columns] == [
+        "SVM mAP, 4 a class",
+        "mine mAP, 4 a class",
+    ]
+    assert verdict.long_title(columns[0]) == "SVM mAP with 4 labels a class"
+
+
+def test_curves_over_numbers_and_shares_of_labels_are_charts_of_their_own():
+    found = [few("direct", number) for number in (10, 100)]
+    found += [few("direct", None, fraction) for fraction in (0.01, 0.1)]
+    found += [few("direct", number, evaluation="svm") for number in (1, 4)]
+    names = [name for name, _ in figures.label_curves(summary.compare(found, ["knn"]))]
+    assert names == [
+        "fine-tuned top-1 by labels per class", "fine-tuned top-1 by share of the labels",
+        "linear-SVM top-1 by labels per class",
+    ]  # fmt: skip
+    assert figures.label_curves(summary.compare(found[1:3], ["knn"])) == []
 
 
 def test_scores_on_different_images_are_refused():

@@ -23,7 +23,7 @@ METRICS = {
     "knn": {"top1", "mean_class_accuracy"},
     "linear": {"top1", "mean_class_accuracy"},
     "finetune": {"top1", "mean_class_accuracy"},
-    "clusters": {"nmi", "purity"},
+    "clusters": {"nmi", "purity", "hungarian"},
 }
 FIELDS = ("model", "arm", "evaluation", "dataset", "metric", "value", "seed", "n")
 LAYERS = ("deep/block2", "hog/hog", "untrained/block2")

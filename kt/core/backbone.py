@@ -21,7 +21,10 @@ class Backbone(nn.Module):
 
     Attributes:
         layers: Names of the layers, first to last.
+        recipe: Name and options that `build` made it of.
     """
+
+    recipe: tuple[str, dict]
 
     def __init__(self, stages: dict[str, nn.Module]):
         """Takes the stages in forward order."""
@@ -193,7 +196,9 @@ def build(name: str, options: dict) -> Backbone:
     from kt import config
 
     checked = config.options("backbones", name, options, f"backbone {name}")
-    return Backbone(config.plugin("backbones", name).stages(checked))
+    found = Backbone(config.plugin("backbones", name).stages(checked))
+    found.recipe = (name, options)
+    return found
 
 
 def fold_norms(backbone: Backbone) -> None:

@@ -13,6 +13,11 @@ from kt.core.intervals import Interval, interval
 from kt.core.records import ARMS, Record, by_seed, column_of, grouped, rank
 
 RULES = ("validation_top1", "view_nmi")
+LAYER_RULES = (
+    "validation_top1",
+    "validation_map",
+    "view_nmi",
+)  # images of several labels: no top-1
 
 
 def settle_layers(records: Sequence[Record]) -> list[Record]:
@@ -42,7 +47,7 @@ def layers_of(records: Sequence[Record]) -> dict[tuple[str, str], list[str]]:
 
 
 def _best_layer(records: list[Record], layers: list[str]) -> str:
-    for rule in RULES:
+    for rule in LAYER_RULES:
         scored = grouped((r for r in records if r["metric"] == rule), lambda r: r.get("layer"))
         scored.pop(None, None)
         if scored:

@@ -9,10 +9,12 @@ from markupsafe import Markup
 
 from kt.core import charts, verdict
 from kt.core.intervals import TIE
-from kt.core.summary import Comparison
+from kt.core.summary import Comparison, Row
 
 COLOURS = {"one": "transfer", "two": "hog", "three": "untrained", "four": "longer"}  # of no arm
 MOST_COSTS = 16
+LABELS = {"labels_per_class": "labels per class", "fraction": "share of the labels"}
+FEW = (("finetune", "labels_per_class"), ("finetune", "fraction"), ("svm", "labels_per_class"))
 
 Model = dict[str, Any]
 
@@ -33,21 +35,28 @@ def differences(comparison: Comparison) -> list[tuple[str, Markup]]:
     return found
 
 
-def label_curves(comparison: Comparison) -> Markup | None:
-    """Draws accuracy after fine-tuning against labels per class; None with fewer than two."""
-    places = [
-        (i, c)
-        for i, c in enumerate(comparison.columns)
-        if c.labels_per_class and c.metric == "top1"
-    ]
-    if len({column.labels_per_class for _, column in places}) < 2:
-        return None
+def label_curves(comparison: Comparison) -> list[tuple[str, Markup]]:
+    """Draws accuracy against few labels: (name, chart) of what was measured with two or more."""
+    found = []
+    for evaluation, field in FEW:
+        places = [
+            (index, getattr(column, field))
+            for index, column in enumerate(comparison.columns)
+            if (column.evaluation, column.metric) == (evaluation, "top1") and getattr(column, field)
+        ]
+        if len(places) > 1:
+            name = f"{verdict.LONG[evaluation]} by {LABELS[field]}"
+            found.append((name, _label_curve(comparison.arms, places, name, LABELS[field])))
+    return found
+
+
+def _label_curve(arms: Sequence[Row], places, name: str, x_name: str) -> Markup:
     series = []
-    for row in comparison.arms:
+    for row in arms:
         points = [
-            (column.labels_per_class, row.cells[i].interval.mean, row.cells[i].interval.half)
-            for i, column in places
-            if row.cells[i]
+            (x, row.cells[index].interval.mean, row.cells[index].interval.half)
+            for index, x in places
+            if row.cells[index]
         ]
         if points:
             series.append(charts.Series(row.arm, row.arm, points))
@@ -55,8 +64,7 @@ def label_curves(comparison: Comparison) -> Markup | None:
         f"{one.name} " + ", ".join(f"{verdict.percent(y)} % with {x}" for x, y, _ in one.points)
         for one in series
     )
-    about = f"Test top-1 after fine-tuning by labels per class: {said}"
-    return charts.lines(series, about, "labels per class", logarithmic=True)
+    return charts.lines(series, f"Test {name}: {said}", x_name, logarithmic=True)
 
 
 def is_target(model: Model) -> bool:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kt.core import draws, training
+from kt.core import draws, step, training
 from kt.core.backbone import Backbone, pool
 from kt.core.images import Pack
 from kt.core.step import DataError
 
 BATCH = 500
+DONE = "records.json"
 HELD_OUT = 0.2  # share of the labelled training images that choices are made on
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Labelled images: the pack, and labels (N,) int64 in its order, all >= 0."""
+    """Labelled images: the pack, and labels (N,) int64 in its order, all >= 0.
+
+    For `svm` also several labels an image, (N, C) int8: 1 present, -1 absent, 0 not counted.
+    """
 
     pack: Pack
     labels: Tensor
@@ -37,7 +42,8 @@ class Data:
         train: Labelled training images, or None.
         test: Labelled test images, or None.
         num_classes: C, 0 without labels.
-        state: Folder for work that a signal may interrupt, or None.
+        state: Folder for work that a signal may interrupt, of this model, data, options and seed
+            alone, or None.
     """
 
     pool: Pack
@@ -47,29 +53,34 @@ class Data:
     state: Path | None = None
 
 
-def features(backbone: Backbone, pack: Pack, edge: int) -> dict[str, Tensor]:
-    """Gives pooled features of all layers in one pass; the last two results are kept.
+def features(backbone: Backbone, pack: Pack, edge: int | dict[str, int]) -> dict[str, Tensor]:
+    """Gives pooled features of layers in one pass; the last two results are kept.
 
     Args:
         backbone: In eval mode, on its device.
         pack: N images.
-        edge: Each layer's map is averaged to at most edge x edge.
+        edge: Each layer's map is averaged to at most edge x edge; a mapping says it for each
+            layer and leaves out the others.
 
     Returns:
         (N, D) float32 per layer, on the CPU; not to be changed in place.
     """
-    return _features(backbone, weights_digest(backbone), pack, edge)
+    edges = dict.fromkeys(backbone.layers, edge) if isinstance(edge, int) else edge
+    return _features(backbone, weights_digest(backbone), pack, tuple(edges.items()))
 
 
 @functools.lru_cache(maxsize=2)  # train and test: one evaluation after the other asks for both
 @torch.inference_mode()
-def _features(backbone: Backbone, digest: str, pack: Pack, edge: int) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {layer: [] for layer in backbone.layers}
+def _features(
+    backbone: Backbone, digest: str, pack: Pack, edges: tuple[tuple[str, int], ...]
+) -> dict[str, Tensor]:
+    edge_of = dict(edges)
+    found: dict[str, list[Tensor]] = {layer: [] for layer in edge_of}
     where = backbone.mean.device
     for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
         images = backbone.normalise(batch.to(where))
-        for layer, maps in backbone.maps(images, backbone.layers).items():
-            found[layer].append(pool(maps, edge).cpu())
+        for layer, maps in backbone.maps(images, edge_of).items():
+            found[layer].append(pool(maps, edge_of[layer]).cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
@@ -84,6 +95,8 @@ def weights_digest(backbone: Backbone) -> str:
 def held_out(split: Split) -> tuple[Tensor, Tensor]:
     """Splits labelled rows into fitting and held-out ones, class by class, by a hash of the keys.
 
+    Images of several labels are split as a whole.
+
     Returns:
         (n,) and (m,) int64 rows; every class with two images or more stands in both.
 
@@ -92,8 +105,9 @@ def held_out(split: Split) -> tuple[Tensor, Tensor]:
     """
     order = draws.permutation(0, "validation", 0, torch.from_numpy(split.pack.ids))
     kept, out = [], []
-    for label in split.labels.unique():
-        rows = order[split.labels[order] == label]
+    several = split.labels.ndim == 2
+    for label in [0] if several else split.labels.unique():
+        rows = order if several else order[split.labels[order] == label]
         number = max(1, round(HELD_OUT * len(rows))) if len(rows) > 1 else 0
         out.append(rows[:number])
         kept.append(rows[number:])
@@ -114,6 +128,20 @@ def scores(predicted: Tensor, labels: Tensor) -> dict[str, float]:
         "top1": float(right.mean()),
         "mean_class_accuracy": float(torch.stack(per_class).mean()),
     }
+
+
+def once(place: Path | None, make: Callable[[], list[dict]]) -> list[dict]:
+    """Gives the records that `make` gives, or those that an interrupted run left.
+
+    Args:
+        place: Folder that stands for everything the records depend on; None keeps nothing.
+        make: Called where there are none.
+    """
+    if place is None:
+        return make()
+    if not (place / DONE).exists():
+        step.write_json(place / DONE, {"records": make()})
+    return step.read_json(place / DONE)["records"]
 
 
 def records(values: dict[str, float], n: int, **more) -> list[dict]:
@@ -144,3 +172,15 @@ def nmi(one: np.ndarray, two: np.ndarray) -> float:
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Gives the share of images that carry the commonest label of their cluster, 0..1."""
     return float(contingency(clusters, labels).max(1).sum() / len(labels))
+
+
+def hungarian(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Gives the share of images whose cluster is matched to their label, 0..1.
+
+    Each cluster is matched to one label at most and each label to one cluster at most, as suits the
+    most images (Kuhn, "The Hungarian method for the assignment problem", 1955).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    table = contingency(clusters, labels)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))

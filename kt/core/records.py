@@ -1,7 +1,8 @@
 """Metric records: reading, order, groups.
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
-and, where they apply, `layer, labels_per_class, k, teacher, teacher_layer, target, transfer`.
+and, where they apply, `layer, labels_per_class, fraction, k, teacher, teacher_layer, target,
+transfer`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kt.core import step
@@ -20,17 +22,19 @@ Record = dict[str, Any]
 ARMS = ("random", "direct", "longer", "untrained", "hog", "transfer", "supervised")
 FIELDS = (
     *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
-    *("layer", "labels_per_class", "k", "teacher", "teacher_layer", "target", "transfer"),
+    *("layer", "labels_per_class", "fraction", "k", "teacher", "teacher_layer", "target"),
+    "transfer",
 )
 NEEDED = FIELDS[:8]
 
 
 class Column(NamedTuple):
-    """One measured quantity."""
+    """One measured quantity; with few labels, how many of each class or which share of all."""
 
     evaluation: str
     metric: str
     labels_per_class: int | None = None
+    fraction: float | None = None
 
 
 def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
@@ -63,8 +67,14 @@ def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Re
     return [record | ({"target": found} if (found := target(record)) else {}) for record in records]
 
 
-def sort_records(records: Sequence[Record]) -> list[Record]:
+def sort_records(
+    records: Sequence[Record], layers: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[Record]:
     """Orders records by what they are about; numbers as numbers, absent fields first.
+
+    Args:
+        records: In any order.
+        layers: model -> its layers, first to last, where known; others stand in alphabetical order.
 
     Raises:
         DataError: One quantity was measured on more than one data set.
@@ -78,12 +88,15 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
                 f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on "
                 "different images cannot be compared, evaluate all models on one data set"
             )
-    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "metric", "seed")
+    order = ("arm", "model", "evaluation", "layer", "labels_per_class", "fraction", "metric")
 
     def key(record):
-        values = [record.get(name) for name in order]
+        known = list(layers.get(record["model"], ()))
+        depth = rank(record["layer"], known) if record.get("layer") else None
+        values = [record.get(name) for name in (*order, "seed")]
+        values.insert(order.index("layer"), depth)
         return [
-            (v is not None, v if isinstance(v, int) else 0, str(v) if isinstance(v, str) else "")
+            (v is not None, 0 if isinstance(v, str) else v or 0, v if isinstance(v, str) else "")
             for v in values
         ]
 
@@ -110,7 +123,8 @@ def by_seed(records: Iterable[Record], column: Column) -> dict[int, float]:
 
 def column_of(record: Record) -> Column:
     """Gives which quantity a record measures."""
-    return Column(record["evaluation"], record["metric"], record.get("labels_per_class"))
+    few = record.get("labels_per_class"), record.get("fraction")
+    return Column(record["evaluation"], record["metric"], *few)
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:

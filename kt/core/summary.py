@@ -13,8 +13,9 @@ from kt.core.intervals import Interval, interval, outcome
 from kt.core.records import ARMS, Column, Record, by_seed, column_of, grouped, rank
 
 CONTROLS = ("direct", "random", "untrained", "hog", "longer", "supervised")
-EVALUATIONS = ("knn", "linear", "finetune", "clusters")  # order of the columns
-METRICS = ("top1", "nmi", "purity", "view_nmi")
+EVALUATIONS = ("knn", "linear", "nonlinear", "svm", "finetune", "clusters")  # order of the columns
+METRICS = ("top1", "map_11", "map_area", "nmi", "purity", "hungarian", "view_nmi")
+HIDDEN = ("validation_top1", "validation_map", "mean_class_accuracy")  # not among the columns
 
 
 class Difference(NamedTuple):
@@ -52,6 +53,17 @@ class Row(NamedTuple):
     seconds: float | None
 
 
+class LayerTable(NamedTuple):
+    """Scores of every layer of one evaluation: a cell for each layer and arm's chosen model.
+
+    A cell is `best` where validation chose the layer, not where the score is highest.
+    """
+
+    column: Column
+    layers: list[str]
+    rows: list[tuple[str, str, list[Cell | None]]]  # arm, about, cells
+
+
 class Comparison(NamedTuple):
     """What can be said about one target network.
 
@@ -63,6 +75,7 @@ class Comparison(NamedTuple):
         arms: One row for each arm, its chosen model.
         candidates: One row for each model of the arms that had a choice.
         differences: Transfer against each control, for each of the main quantities.
+        by_layer: Of each evaluation that probed more than one layer.
     """
 
     target: str
@@ -72,6 +85,7 @@ class Comparison(NamedTuple):
     arms: list[Row]
     candidates: list[Row]
     differences: dict[Column, list[Difference]]
+    by_layer: list[LayerTable]
 
 
 def targets(records: Sequence[Record]) -> list[str]:
@@ -95,7 +109,7 @@ def compare(
     """
     records = [r for r in records if not target or r.get("target") in (None, target)]
     several = {place for place, layers in layers_of(records).items() if len(layers) > 1}
-    records = settle_layers(records)
+    every, records = records, settle_layers(records)
     rule, score = scores(records, evaluations)
     chosen = choose(records, score)
     columns = _columns(records)
@@ -105,17 +119,61 @@ def compare(
     with_choice = {row.arm for row in rows if not row.chosen}
     candidates = [row for row in rows if row.arm in with_choice]
     differences = _differences(records, columns, chosen)
-    return Comparison(target, rule, chosen, columns, arms, candidates, differences)
+    by_layer = layer_tables(every, records, chosen)
+    return Comparison(target, rule, chosen, columns, arms, candidates, differences, by_layer)
+
+
+def layer_tables(
+    every: Sequence[Record], settled: Sequence[Record], chosen: Mapping[str, str]
+) -> list[LayerTable]:
+    """Lays out the scores of every layer, for evaluations that probed more than one.
+
+    Args:
+        every: Records of all layers.
+        settled: Those of the layer that was chosen.
+        chosen: arm -> name of its model.
+    """
+    ranked = {r["evaluation"] for r in every if r["metric"] == "top1"}
+    shown = [
+        r
+        for r in every
+        if r.get("layer")
+        and chosen[r["arm"]] == r["model"]
+        and r["metric"] == ("top1" if r["evaluation"] in ranked else "map_area")
+        and r.get("labels_per_class") is None
+    ]
+    settled_on = {(r["model"], r["evaluation"], r.get("layer")) for r in settled}
+    tables = []
+    for column, group in grouped(shown, column_of).items():
+        layers, of_arm = grouped(group, lambda r: r["layer"]), grouped(group, lambda r: r["arm"])
+        if len(layers) < 2:
+            continue
+        rows = []
+        for arm in sorted(of_arm, key=lambda arm: rank(arm, ARMS)):
+            of_layer, model = grouped(of_arm[arm], lambda r: r["layer"]), chosen[arm]
+            cells = [
+                Cell(
+                    interval(by_seed(of_layer[layer], column).values()),
+                    layer,
+                    (model, column.evaluation, layer) in settled_on,
+                )
+                if layer in of_layer
+                else None
+                for layer in layers
+            ]
+            rows.append((arm, about(of_arm[arm][0]), cells))
+        tables.append(LayerTable(column, list(layers), rows))
+    known = {column: place for place, column in enumerate(_columns(settled))}
+    return sorted(tables, key=lambda table: known[table.column])
 
 
 def _columns(records: Sequence[Record]) -> list[Column]:
-    hidden = ("validation_top1", "mean_class_accuracy")
-    found = {column_of(record) for record in records if record["metric"] not in hidden}
+    found = {column_of(record) for record in records if record["metric"] not in HIDDEN}
 
     def key(column: Column):
-        evaluation, metric, labels = column
+        evaluation, metric, labels, fraction = column
         known = rank(evaluation, EVALUATIONS), evaluation, rank(metric, METRICS), metric
-        return *known, labels or 0
+        return *known, fraction or 0, labels or 0
 
     return sorted(found, key=key)
 

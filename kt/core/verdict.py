@@ -13,9 +13,18 @@ from kt.core.records import Column
 from kt.core.summary import Cell, Comparison, Difference, Row
 
 PM = "\u00a0±\u00a0"  # never broken at the end of a line
-NAMES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}
-METRICS = {"nmi": "NMI", "purity": "purity", "view_nmi": "view agreement"}
-LONG = {"knn": "k-NN top-1", "linear": "linear-probe top-1", "finetune": "fine-tuned top-1"}
+NAMES = {
+    "knn": "k-NN", "linear": "linear", "nonlinear": "non-linear", "svm": "SVM",
+    "finetune": "fine-tune",
+}  # fmt: skip
+METRICS = {
+    "nmi": "NMI", "purity": "purity", "hungarian": "matched", "view_nmi": "view agreement",
+    "map_11": "11-point mAP", "map_area": "mAP",
+}  # fmt: skip
+LONG = {
+    "knn": "k-NN top-1", "linear": "linear-probe top-1", "nonlinear": "non-linear-probe top-1",
+    "svm": "linear-SVM top-1", "finetune": "fine-tuned top-1",
+}  # fmt: skip
 SCORES = {"validation_top1": "validation top-1", "view_nmi": "view agreement", "": "score"}
 RULES = {
     "validation_top1": "highest top-1 on a held-out part of train",
@@ -23,6 +32,7 @@ RULES = {
     "best)",
     "": "nothing was measured to choose by, the first of each arm stands",
 }
+PAGE_ALONE = ("hungarian",)  # the default run's other columns fill the width of the plain table
 MAIN = ("direct", "random")  # what people did before, and nothing at all
 VERBS = {
     "beats": "beats",
@@ -56,18 +66,31 @@ def spread(value: Interval) -> str:
 
 def title(column: Column) -> str:
     """Names a quantity briefly, for the head of a column."""
+    few = amount(column)
+    return f"{_name(column)}, {few}" if few else _name(column)
+
+
+def _name(column: Column) -> str:
+    evaluation = NAMES.get(column.evaluation, column.evaluation)
     if column.metric == "top1":
-        name = NAMES.get(column.evaluation, column.evaluation)
-    else:
-        name = METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
-    return name if column.labels_per_class is None else f"{name}, {column.labels_per_class} a class"
+        return evaluation
+    metric = METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
+    return f"{evaluation} {metric}" if column.metric in ("map_11", "map_area") else metric
+
+
+def amount(column: Column) -> str:
+    """Says with how many labels: `10 a class`, `1 % of labels`, or "" with all of them."""
+    if column.labels_per_class is not None:
+        return f"{column.labels_per_class} a class"
+    return "" if column.fraction is None else f"{100 * column.fraction:g} % of labels"
 
 
 def long_title(column: Column) -> str:
     """Names a quantity in full, for sentences."""
-    name = LONG.get(column.evaluation, title(column._replace(labels_per_class=None)))
-    number = column.labels_per_class
-    return name if number is None else f"{name} with {number} labels a class"
+    name = LONG.get(column.evaluation, _name(column)) if column.metric == "top1" else _name(column)
+    if column.labels_per_class is not None:
+        return f"{name} with {column.labels_per_class} labels a class"
+    return name if column.fraction is None else f"{name} with {amount(column)}"
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -128,7 +151,7 @@ def _enumerate(parts: Sequence[str]) -> str:
 
 def is_labelled(comparison: Comparison) -> bool:
     """Says whether anything was measured against true labels."""
-    return any(column.metric in ("top1", "nmi", "purity") for column in comparison.columns)
+    return any(column.metric != "view_nmi" for column in comparison.columns)
 
 
 def _without_labels(comparison: Comparison) -> list[str]:
@@ -166,13 +189,15 @@ def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
 def plain_table(columns: Sequence[Column], rows: Sequence[Row], width: int = 100) -> str:
     """Gives the table of arms as text of at most `width` columns, in blocks where it is wider.
 
-    The best of each column carries a `*`.
+    The best of each column carries a `*`. Columns of the page alone are left out.
     """
-    heads = [["", "arm"], *map(_plain_head, columns), ["", "seeds"], ["", "seconds"]]
+    shown = [index for index, column in enumerate(columns) if column.metric not in PAGE_ALONE]
+    heads = [_plain_head(columns[index]) for index in shown]
+    heads = [["", "arm"], *heads, ["", "seeds"], ["", "seconds"]]
     lines = [list(line) for line in zip(*heads, strict=True)]
-    lines += [
-        [row.arm, *map(_plain_cell, row.cells), f"{row.seeds} ", whole(row.seconds)] for row in rows
-    ]
+    for row in rows:
+        cells = [_plain_cell(row.cells[index]) for index in shown]
+        lines.append([row.arm, *cells, f"{row.seeds} ", whole(row.seconds)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     blocks: list[list[int]] = [[0]]
     for index in range(1, len(heads)):
@@ -192,10 +217,9 @@ def whole(number: float | None) -> str:
 
 def _plain_head(column: Column) -> list[str]:
     """Gives two lines that are as narrow as the numbers below them."""
-    name = title(column._replace(labels_per_class=None))
-    if column.labels_per_class is not None:
-        return [f"{name} ", f"{column.labels_per_class}/class "]
-    first, _, second = name.rpartition(" ")
+    first, second = _name(column), amount(column).replace(" a ", "/").replace(" of labels", "")
+    if not second:
+        first, _, second = first.rpartition(" ")
     return [first and f"{first} ", f"{second} "]
 
 

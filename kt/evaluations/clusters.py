@@ -1,8 +1,9 @@
 """Clusters of the network's own features: agreement with labels, and with themselves.
 
-`nmi` and `purity`: k-means with as many clusters as classes on the features of train, test images
-assigned, compared with their labels. `view_nmi` needs no labels: k-means is fitted on one augmented
-view of up to `view_images` pictures of the pool, and that view and another one are assigned; their
+`nmi`, `purity` and `hungarian` (accuracy with clusters and classes matched one to one; paper,
+section 5): k-means with as many clusters as classes on the features of train, test images assigned,
+compared with their labels. `view_nmi` needs no labels: k-means is fitted on one augmented view of
+up to `view_images` pictures of the pool, and that view and another one are assigned; their
 agreement says how far the network sees the same thing in both (ours). No training has seen the
 crops.
 """
@@ -30,7 +31,7 @@ class Options(Settings):
 
 
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
-    """Gives records of view_nmi and, with labels, of nmi and purity."""
+    """Gives records of view_nmi and, with labels, of nmi, purity and hungarian."""
     from kt.core import judge
 
     number = min(options.view_images, len(data.pool))
@@ -42,7 +43,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
 
 
 def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, float]:
-    """Gives nmi and purity of the clusters of test images."""
+    """Gives nmi, purity and hungarian of the clusters of test images."""
     from kt import cluster
     from kt.core import judge
 
@@ -54,7 +55,8 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
     k = min(data.num_classes, len(train))
     centroids, _ = cluster.kmeans(train, k, options.iterations, 3, False, seed)
     found, labels = cluster.assign(test, centroids)[0], data.test.labels.numpy()
-    return {"nmi": judge.nmi(found, labels), "purity": judge.purity(found, labels)}
+    measures = {"nmi": judge.nmi, "purity": judge.purity, "hungarian": judge.hungarian}
+    return {name: measure(found, labels) for name, measure in measures.items()}
 
 
 def view_agreement(backbone, pool, options: Options, seed: int) -> float:

@@ -1,15 +1,16 @@
-"""Fine-tunes the whole network with few labels per class (paper, section 5; label draws by seed).
+"""Fine-tunes the whole network with few labels (paper, section 5; label draws by seed).
 
-For each number of labels the same draw serves every model of the same seed, so that differences
-between models can be taken pair by pair. All layers are trained by the one training loop, under a
-fresh linear head; the number of steps is fixed, so that no choice is made on test.
+So many labels per class, or a share of the labels of train. For each number or share the same draw
+serves every model of the same seed, so that differences between models can be taken pair by pair.
+All layers are trained by the one training loop, under a fresh linear head; the number of steps is
+fixed, so that no choice is made on test.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kt.config import Count, Plugin, Settings, Training
 
@@ -17,18 +18,30 @@ NEEDS_LABELS = True
 FROZEN = False
 
 
+def some_labels(options):
+    """Gives the options back, or raises ValueError if they ask for no run at all."""
+    if not (options.labels_per_class or options.fractions):
+        raise ValueError("expected an entry in labels_per_class or fractions, found none in both")
+    return options
+
+
 class Options(Settings):
     """Options of the evaluation in the config."""
 
-    labels_per_class: Annotated[list[Count], Field(min_length=1, description="one run each")]
+    labels_per_class: Annotated[list[Count], Field(description="one run each")]
+    fractions: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]],
+        Field(description="one run each: share of each class of train, at least one image"),
+    ]
     images: Annotated[Count, Field(description="images seen in a run, repeats counted")]
     task: Annotated[Plugin, Field(description="label task with its augmentation")]
     training: Annotated[Training, Field(description="its epochs are not used: `images` sets them")]
+    _some = model_validator(mode="after")(some_labels)
 
 
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
-    """Gives records of top1 and mean_class_accuracy for each number of labels per class."""
-    from kt.core import judge, step
+    """Gives records of top1 and mean_class_accuracy for each number and share of labels."""
+    from kt.core import step
 
     largest = int(data.train.labels.bincount().max())
     found = []
@@ -38,68 +51,75 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
                 "finetune: %d labels per class left out, the largest class has %d", number, largest
             )
             continue
-        predicted = run(backbone, data, draw(data.train, number, seed), options, seed)
-        values = judge.scores(predicted, data.test.labels)
-        found += judge.records(values, len(predicted), labels_per_class=number)
+        found += judged(backbone, data, options, seed, labels_per_class=number)
+    for fraction in options.fractions:
+        found += judged(backbone, data, options, seed, labels_per_class=None, fraction=fraction)
     return found
 
 
-def draw(split, number: int, seed: int):
-    """Draws `number` training rows of each class, all of a smaller one, by seed and key alone.
+def judged(backbone, data, options: Options, seed: int, **labels) -> list[dict]:
+    """Gives the records of one draw of labels, or those that an interrupted run left."""
+    from kt.core import judge
+
+    def make() -> list[dict]:
+        rows = draw(data.train, labels.get("fraction") or labels["labels_per_class"], seed)
+        predicted = run(backbone, data, rows, options, seed, place)
+        values = judge.scores(predicted, data.test.labels)
+        return judge.records(values, len(predicted), **labels)
+
+    name = "-".join(f"{key}-{value}" for key, value in labels.items() if value is not None)
+    place = data.state and data.state / name
+    return judge.once(place, make)
+
+
+def draw(split, labels: int | float, seed: int):
+    """Draws training rows of each class by seed and key alone.
+
+    Args:
+        split: Of the labels.
+        labels: So many of each class (int), all of a smaller one, or that share of each class
+            (float), rounded, at least one image.
+        seed: Of the draw.
 
     Returns:
-        (at most C * number,) int64, sorted.
+        (n,) int64, sorted.
     """
     import torch
 
     from kt.core import draws
 
-    order = draws.permutation(seed, f"labels {number}", 0, torch.from_numpy(split.pack.ids))
-    rows = [order[split.labels[order] == label][:number] for label in split.labels.unique()]
+    order = draws.permutation(seed, f"labels {labels}", 0, torch.from_numpy(split.pack.ids))
+    rows = []
+    for label in split.labels.unique():
+        own = order[split.labels[order] == label]
+        share = isinstance(labels, float)
+        rows.append(own[: max(1, round(labels * len(own))) if share else labels])
     return torch.cat(rows).sort().values
 
 
-def run(backbone, data, rows, options: Options, seed: int):
-    """Fine-tunes a copy of the backbone on the rows; gives predictions (T,) int64 on test."""
+def run(backbone, data, rows, options: Options, seed: int, place=None):
+    """Fine-tunes a copy of the backbone on the rows; gives predictions (T,) int64 on test.
+
+    Args:
+        backbone: Left as it is.
+        data: What is trained on and judged.
+        rows: (n,) int64 rows of train.
+        options: Of the evaluation.
+        seed: Of head, order and augmentation.
+        place: Folder of the resume states, or None.
+    """
     import copy
 
     import torch
 
-    from kt.core import judge, training
-    from kt.core import task as tasks
+    from kt.core import judge, supervised
     from kt.core.network import Network
-    from kt.pretext_train import build_task
 
-    pack = data.train.pack
-    context = tasks.Context(
-        pack.size, torch.from_numpy(pack.ids), backbone.mean.cpu(), backbone.std.cpu(), seed,
-        data.train.labels, data.num_classes,
-    )  # fmt: skip
-    task = build_task(options.task, context)
+    task = supervised.label_task(options.task, backbone, data, seed)
     torch.manual_seed(seed)  # the head's weights
     network = Network(copy.deepcopy(backbone).cpu(), task)
-    epochs = max(1, round(options.images / len(rows)))
-    state = data.state and data.state / f"{len(rows)}-labels"
     fingerprint = {"network": judge.weights_digest(backbone), "options": options, "seed": seed}
-    job = training.Job(
-        network, task, pack, rows, rows[:0], options.training, epochs, seed,
-        f"fine-tune with {len(rows)} labels", state=state, fingerprint=fingerprint,
+    return supervised.train(
+        network, task, data, rows, options, seed=seed, state=place, fingerprint=fingerprint,
+        name=f"fine-tune with {len(rows)} labels",
     )  # fmt: skip
-    training.train(job)
-    return predict(network.eval(), data.test.pack)
-
-
-def predict(network, pack):
-    """Gives the likeliest labels (N,) int64 of all images of a pack."""
-    import torch
-
-    from kt.core import judge, training
-
-    where = network.backbone.mean.device
-    with torch.inference_mode():
-        return torch.cat(
-            [
-                network(network.backbone.normalise(batch.to(where))[:, None]).argmax(1).cpu()
-                for batch in training.pack_batches(pack, torch.arange(len(pack)), judge.BATCH)
-            ]
-        )

@@ -12,16 +12,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kt.config import Count, Settings
+from kt.config import Count
+from kt.core.pooling import Pooling
 
 NEEDS_LABELS = True
 FROZEN = True
 
 
-class Options(Settings):
+class Options(Pooling):
     """Options of the evaluation in the config."""
 
-    map: Annotated[Count, Field(description="each layer's map is pooled to map x map")]
     penalties: Annotated[
         list[Annotated[float, Field(gt=0)]],
         Field(
@@ -37,14 +37,11 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives for each layer records of top1, mean_class_accuracy and validation_top1."""
     import torch
 
-    from kt.core import judge
+    from kt.core import judge, pooling
 
-    train = judge.features(backbone, data.train.pack, options.map)
-    test = judge.features(backbone, data.test.pack, options.map)
     kept, out = judge.held_out(data.train)
     labels, found = data.train.labels, []
-    for layer in backbone.layers:
-        rows, queries = train[layer], test[layer]
+    for layer, rows, queries in pooling.probes(backbone, data, options):
         mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
         rows, queries = (rows - mean) / std, (queries - mean) / std
         best, penalty, start = -1.0, 0.0, torch.zeros(rows.shape[1] + 1, data.num_classes)
@@ -69,30 +66,24 @@ def fit(rows, labels, start, penalty: float, iterations: int):
         labels: (N,) int64.
         start: (D + 1, C) float32 weights to start from.
         penalty: Acts on the weights, not on the biases.
-        iterations: Of SciPy's L-BFGS, at most.
+        iterations: Of L-BFGS, at most.
 
     Returns:
         (D + 1, C) float32; the last row holds the biases.
     """
-    import numpy as np
     import torch
-    from scipy.optimize import minimize  # torch.optim would compile its way in: 1.6 s a process
+
+    from kt.core.convex import minimise
 
     target = torch.nn.functional.one_hot(labels, start.shape[1]).to(rows.dtype)
 
-    def loss_and_gradient(flat):
-        weights = torch.from_numpy(flat).to(rows).view_as(start)
+    def loss_and_gradient(weights):
         logs = (rows @ weights[:-1] + weights[-1]).log_softmax(1)
         loss = -(logs * target).sum() / len(rows) + penalty / 2 * weights[:-1].square().sum()
         error = (logs.exp() - target) / len(rows)
-        gradient = torch.cat([rows.T @ error + penalty * weights[:-1], error.sum(0)[None]])
-        return float(loss), gradient.flatten().cpu().numpy().astype(np.float64)
+        return loss, torch.cat([rows.T @ error + penalty * weights[:-1], error.sum(0)[None]])
 
-    found = minimize(
-        loss_and_gradient, start.flatten().double().cpu().numpy(), jac=True, method="L-BFGS-B",
-        options={"maxiter": iterations, "gtol": 1e-5, "ftol": 0},
-    )  # fmt: skip
-    return torch.from_numpy(found.x).to(start).view_as(start)
+    return minimise(loss_and_gradient, start, iterations)
 
 
 def predict(rows, weights):

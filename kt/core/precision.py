@@ -1,0 +1,70 @@
+"""Average precision of ranked images, and its mean over classes.
+
+Images of equal score stand at one place of the ranking: no order among them is made up, so that the
+result does not depend on the order of the images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kt.core.step import DataError
+
+POINTS = 10  # recall 0, 0.1, ..., 1
+
+
+def ranking(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts what is found down to each distinct score, the highest first.
+
+    Args:
+        scores: (N,) float.
+        positive: (N,) bool, at least one of them true.
+
+    Returns:
+        Positives and images with at least that score, (distinct scores,) int64 each.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    return np.cumsum(positive[order])[last], last + 1
+
+
+def by_area(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Gives the area under precision over recall as steps, without interpolation, 0..1.
+
+    Arguments as in `ranking`. The devkits since VOC2010 also raise each precision to the highest
+    at any larger recall; this is the plain sum, scikit-learn's.
+    """
+    found, seen = ranking(scores, positive)
+    return float((np.diff(found, prepend=0) * found / seen).sum() / found[-1])
+
+
+def by_points(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Gives the 11-point average precision of VOC2007, 0..1; arguments as in `ranking`.
+
+    The mean over recall 0, 0.1, ..., 1 of the highest precision at that recall or a larger one.
+    Recalls are compared as whole numbers: 3 of 10 found is a recall of 0.3.
+    """
+    found, seen = ranking(scores, positive)
+    highest = np.maximum.accumulate((found / seen)[::-1])[::-1]
+    first = np.searchsorted(POINTS * found, np.arange(POINTS + 1) * found[-1])
+    return float(highest[first].mean())
+
+
+def over_classes(scores: np.ndarray, signs: np.ndarray) -> dict[str, float]:
+    """Gives `map_11` and `map_area`, the means over the classes that have a positive.
+
+    Args:
+        scores: (N, C) float.
+        signs: (N, C), 1 present, -1 absent, 0 not counted (VOC's difficult objects).
+
+    Raises:
+        DataError: No class has a positive.
+    """
+    classes = [c for c in range(signs.shape[1]) if (signs[:, c] > 0).any()]
+    if not classes:
+        raise DataError("mean average precision: expected an image of some class, found none")
+    parts = [(scores[:, c][signs[:, c] != 0], signs[:, c][signs[:, c] != 0] > 0) for c in classes]
+    return {
+        "map_11": float(np.mean([by_points(*part) for part in parts])),
+        "map_area": float(np.mean([by_area(*part) for part in parts])),
+    }
