@@ -52,7 +52,8 @@ ROWS = [
         cores=1),
     Row("train_of_bare", "training", 0.95, AT_LEAST, "share",
         "training, one core: seconds of the same network, optimiser and steps on batches ready in "
-        "memory, as a share of the product's; worst of pretext and target, 28 and 64 px", cores=1),
+        "memory, as a share of the product's; worst of pretext and target, 28 and 64 px", cores=1,
+        rounds=9),
     Row("train_of_bare_cuda", "training", 0.95, AT_LEAST, "share",
         "the same on a GPU, batches ready on the device, AMP and channels_last; pretext and "
         "target, 64 px", cuda=True),
@@ -75,7 +76,7 @@ ROWS = [
         "its seconds"),
     Row("hdf5_sample_vs_fancy", "tables", 6, AT_LEAST, "x",
         "reading a random half of a features table's rows (100,000 x 512): h5py's fancy indexing "
-        "against the product's way", rounds=3),
+        "against the product's way", rounds=7),
     Row("new_k_of_full", "workflow", 0.25, AT_MOST, "share",
         "seconds of one more k against those of the whole default run; reduced (effort 0.2, one "
         "seed, a quarter of the images) unless `--full` is given", rounds=1, limit=600),
@@ -93,7 +94,7 @@ ROWS = [
     Row("growth_clustering_k", "growth", 1.05, AT_MOST, "exponent",
         "seconds of clustering, by clusters: 128 to 1,024", rounds=3),
     Row("growth_puzzles_n", "growth", 1.05, AT_MOST, "exponent",
-        "seconds of an epoch's puzzles, by images: 4,096 to 32,768"),
+        "seconds of an epoch's puzzles, by images: 4,096 to 32,768", rounds=15),
     Row("growth_extraction_n", "growth", 1.05, AT_MOST, "exponent",
         "seconds of feature extraction, by images: 4,096 to 32,768", rounds=3),
 ]  # fmt: skip

@@ -16,14 +16,17 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kt import config
 from kt import features as tables
 from kt.core import blocks, lloyd, step, table
 from kt.core.lloyd import assign, kmeans
 from kt.core.step import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from kt.config import Clustering
 
 __all__ = ["assign", "fit_transform", "kmeans", "nearest", "project", "read_clusters"]
 WARM_SHARE = 0.75  # of the iterations, on the sub-sample of a warm start
@@ -51,6 +54,8 @@ class Transform:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    from kt import config  # 0.1 s that pseudo_labels, which needs this module, does without
+
     parser.add_argument("--features", type=Path, required=True, help="table to cluster")
     parser.add_argument("--k", type=int, required=True, help="number of clusters")
     parser.add_argument(
@@ -87,9 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------- transform
 
 
-def fit_transform(
-    features, settings: config.Clustering, keys=None, where: str = "features"
-) -> Transform:
+def fit_transform(features, settings: Clustering, keys=None, where: str = "features") -> Transform:
     """Fits centring, PCA and whitening.
 
     Args:
@@ -145,7 +148,7 @@ class _Numbers:
         return str(row).encode()
 
 
-def _principal(covariance: np.ndarray, number: int, settings: config.Clustering) -> np.ndarray:
+def _principal(covariance: np.ndarray, number: int, settings: Clustering) -> np.ndarray:
     """Gives the (D, E) projection on principal components, scaled to unit variance if whitened."""
     variances, directions = np.linalg.eigh(covariance)
     # Components without variance carry rounding noise only; whitening would blow it up.
@@ -174,7 +177,7 @@ def project(features: np.ndarray, transform: Transform) -> np.ndarray:
 
 
 def training_rows(
-    features, transform: Transform, settings: config.Clustering, k: int, seed: int, output: Path
+    features, transform: Transform, settings: Clustering, k: int, seed: int, output: Path
 ):
     """Gives the projected rows that k-means learns from, (n, E) float32: all, or a sample.
 
@@ -195,21 +198,21 @@ def training_rows(
     else:
         step.check_space(output, size)
         rows = blocks.Scratch(output.absolute().parent, shape)
-    place = 0
-    for block in blocks.each(
-        lambda first, block: _taken(first, block, picked, transform), features
-    ):
-        rows[place : place + len(block)] = block
-        place += len(block)
+
+    def put(first: int, block: np.ndarray) -> None:
+        """Projects the picked rows of a block, or all; to stream and mask is quicker than to seek.
+
+        By the threads of `each`: copies are most of the work on a sample.
+        """
+        low, high = first, first + len(block)
+        if picked is not None:
+            low, high = np.searchsorted(picked, (low, high))
+            block = block[picked[low:high] - first]
+        rows[low:high] = project(block, transform)
+
+    for _ in blocks.each(put, features):
+        pass
     return rows
-
-
-def _taken(first: int, block: np.ndarray, picked, transform: Transform) -> np.ndarray:
-    """Projects the picked rows of a block, or all; to stream and mask is quicker than to seek."""
-    if picked is not None:
-        low, high = np.searchsorted(picked, (first, first + len(block)))
-        block = block[picked[low:high] - first]
-    return project(block, transform)
 
 
 def sample(number: int, per_centroid: int | None, k: int, seed: int) -> np.ndarray | None:
@@ -219,7 +222,7 @@ def sample(number: int, per_centroid: int | None, k: int, seed: int) -> np.ndarr
     return np.sort(lloyd.permuted(number, per_centroid * k, seed))
 
 
-def fit(rows, settings: config.Clustering, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit(rows, settings: Clustering, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Runs k-means on the rows, warm-started if the settings say so; gives what `kmeans` does."""
     picked = sample(len(rows), settings.warm_start, k, seed)
     iterations, redo, start = settings.iterations, settings.redo, None

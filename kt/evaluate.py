@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates each seed's model and gathers the records."""
-    from kt.core import hardware, model, resume, table
+    with step.importing():
+        from kt.core import hardware, model, resume, table
 
     if len(arguments.model) != len(arguments.seeds):
         raise step.ConfigError("--model and --seeds: expected as many seeds as models")

@@ -41,16 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Streams the pack through the network into the table."""
-    import numpy as np
-    import torch
+    with step.importing():
+        import numpy as np
+        import torch
 
-    from kt.core import hardware, images, model, table
+        from kt.core import hardware, images, model, table
+        from kt.core.backbone import fold_norms
 
     pack = images.layout(arguments.pack)
     number = pack.shape[0]
     where = hardware.device()
     hardware.set_up(where)
-    backbone = model.load(arguments.model, where).to(memory_format=torch.channels_last)
+    backbone = model.load(arguments.model, where)
+    fold_norms(backbone)
+    backbone.to(memory_format=torch.channels_last)
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))

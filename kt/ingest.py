@@ -13,6 +13,7 @@ Writes to `--output`: `{train-unlabelled,train,test}.h5` (images), `{split}-labe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import time
@@ -24,7 +25,7 @@ import h5py
 import numpy as np
 
 from kt import config
-from kt.core import jpeg, lock, step, table
+from kt.core import jpeg, lock, spill, step, table
 from kt.core import listing as listings
 from kt.core.entries import FEWEST, POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
@@ -53,8 +54,8 @@ def run(arguments) -> None:
     source = config.plugin("sources", dataset.source)
     with _workplace(output, arguments.state) as (folder, state):
         listed = listings.create(source.entries(dataset), folder, arguments.seed)
-        splits = choose(listed.columns["split"], listed.columns["rank"], dataset)
-        chosen = np.flatnonzero(splits >= 0)
+        splits = choose(listed, dataset)
+        chosen = spill.where(folder, splits >= 0)
         splits = splits[chosen]
         _check_numbers(_counts(splits), dataset, listed)
         shards = Shards(state, listed, chosen, dataset)
@@ -111,19 +112,19 @@ def _workplace(output: Path, state: Path | None) -> Iterator[tuple[Path, Path]]:
 # ---------------------------------------------------------------------------- choosing
 
 
-def choose(splits: np.ndarray, rank: np.ndarray, dataset: config.Dataset) -> np.ndarray:
-    """Draws each split's share; a missing pool is drawn from train.
-
-    Args:
-        splits: (N,) number of the split of each entry.
-        rank: (N,) place in the draw.
-        dataset: Its limits.
+def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
+    """Draws each split's share, as the limits say; a missing pool is drawn from train.
 
     Returns:
         (N,) int8, the number of the split that an entry is chosen for, else -1.
     """
-    order = np.argsort(rank, kind="stable")
-    ranked = [order[splits[order] == number] for number in range(len(SPLITS))]
+    splits, order = listed.columns["split"], listed.in_drawn_order()
+
+    def of(number: int) -> np.ndarray:
+        parts = (part[splits[part] == number] for part in spill.parts(order))
+        return spill.stored(listed.folder, np.int64, parts)
+
+    ranked = [of(number) for number in range(len(SPLITS))]
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
     if not len(ranked[pool]):
         number = _share(len(ranked[train]), dataset)
@@ -195,10 +196,10 @@ def _write_tables(rows: Rows, folder: Path, settings) -> np.ndarray:
     Folders of the pool are classes only where train has a class of that name: without train they
     are just folders.
     """
-    labels = rows.listing.columns["label"][rows.chosen]
-    names = rows.listing.classes
-    known = np.unique(labels[(rows.splits != SPLITS.index(POOL)) & (labels >= 0)])
-    classes = sorted(names[label] for label in known)
+    names, known = rows.listing.classes, set()
+    for part in itertools.chain(*(spill.parts(rows.all_of(split)) for split in (TRAIN, TEST))):
+        known.update(rows.labels(part).tolist())
+    classes = sorted(names[label] for label in known if label >= 0)
     index = {name: number for number, name in enumerate(classes)}
     to_class = np.array([*(index.get(name, -1) for name in names), -1], np.int64)  # -1 is the last
     for split in SPLITS:
@@ -210,7 +211,8 @@ def _write_tables(rows: Rows, folder: Path, settings) -> np.ndarray:
             histogram = found
         with table.create(folder / f"{split}-labels.h5", "labels", settings) as file:
             _put_keys(file, rows, picked)
-            table.put(file, "labels", to_class[labels[picked]])
+            labels = (to_class[rows.labels(part)] for part in spill.parts(picked))
+            table.put(file, "labels", spill.stored(rows.listing.folder, np.int64, labels))
             table.put_strings(file, "classes", classes)
     return histogram
 
@@ -219,8 +221,8 @@ def _put_keys(file: h5py.File, rows: Rows, picked: np.ndarray) -> None:
     """Adds `keys`, some thousand at a time: strings take much memory."""
 
     def parts():
-        for first in range(0, len(picked), listings.BLOCK):
-            yield [key.encode() for key in rows.keys(picked[first : first + listings.BLOCK])]
+        for part in spill.parts(picked):
+            yield [key.encode() for key in rows.keys(part)]
 
     width = max((len(key) for part in parts() for key in part), default=1)
     keys = table.Column(file, "keys", (len(picked),), h5py.string_dtype("utf-8", width))
@@ -239,7 +241,9 @@ def _put_images(file: h5py.File, rows: Rows, picked: np.ndarray) -> np.ndarray:
             images[first : first + len(block)] = pixels
             histogram += _histogram(pixels)
         return histogram
-    offsets = np.cumsum([0, *rows.found["length"][picked]], dtype=np.int64)
+    lengths = (rows.found["length"][part] for part in spill.parts(picked))
+    offsets = spill.stored(rows.listing.folder, np.int64, itertools.chain([[0]], lengths))
+    np.cumsum(offsets, out=offsets)
     table.put(file, "offsets", offsets)
     file.attrs["size"] = size
     data = table.add(file, "data", (int(offsets[-1]),), np.uint8, True)

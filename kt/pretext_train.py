@@ -53,10 +53,11 @@ def _task(text: str):
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, re-estimates the batch-norm statistics on whole images, and writes the model."""
-    import torch
+    with step.importing():
+        import torch
 
-    from kt.core import backbone as backbones
-    from kt.core import images, model, parallel, training
+        from kt.core import backbone as backbones
+        from kt.core import images, model, parallel, training
 
     if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
         raise step.ConfigError("--task: needs --training, and --epochs of at least 1 or a --budget")

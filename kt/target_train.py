@@ -67,17 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains and writes the model."""
-    import torch
+    with step.importing():
+        import torch
 
-    from kt.core import images, model, parallel, resume, table, training
-    from kt.core.network import Network
-    from kt.pretext_train import (
-        build_task,
-        fingerprint,
-        pool_context,
-        progress_name,
-        training_summary,
-    )
+        from kt.core import images, model, parallel, resume, table, training
+        from kt.core.network import Network
+        from kt.pretext_train import (
+            build_task,
+            fingerprint,
+            pool_context,
+            progress_name,
+            training_summary,
+        )
 
     pack = images.read_pack(arguments.pack)
     labels, num_classes, transfer = what_to_learn(arguments, pack)

@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import re
 import sys
 from pathlib import Path
+
+gc.freeze()  # Snakemake's modules stay; to look through them for garbage took 0.05 s
 
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))

@@ -136,6 +136,25 @@ def test_features_are_the_pooled_maps_of_normalised_images():
         assert torch.allclose(found, backbones.pool(backbone(scaled, "conv1"), 2), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_folded_norms_change_features_by_rounding_only(name):
+    options = {"widths": [8, 16], "strides": [2, 1]} | ({"blocks": 1} if name == "residual" else {})
+    backbone, folded = (built({"name": name, **options}) for _ in range(2))
+    torch.manual_seed(1)
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for value in (part.running_mean, part.running_var, part.weight.data, part.bias.data):
+                value.uniform_(0.5, 2)
+    folded.load_state_dict(backbone.state_dict())
+    backbone.eval(), folded.eval()
+    backbones.fold_norms(folded)
+    assert not [part for part in folded.modules() if isinstance(part, nn.BatchNorm2d)]
+    pixels = torch.from_numpy(crafted.noise(6, 16))
+    for layer in backbone.layers:
+        right, found = (net.features(pixels, layer, 4) for net in (backbone, folded))
+        assert torch.allclose(found, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+
+
 # ---------------------------------------------------------------------------- torchvision
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import importlib
 import json
 import resource
 import shutil
@@ -244,3 +246,10 @@ def test_memory_that_libraries_lack_when_they_are_loaded_ends_with_4(made, tmp_p
 )  # fmt: skip
 def test_the_words_of_libraries_tell_what_ran_out(error, kind):
     assert ending.lack(error) == kind
+
+
+def test_garbage_is_looked_for_again_after_imports_that_failed():
+    with pytest.raises(ImportError), step.importing():
+        assert not gc.isenabled()
+        importlib.import_module("kt.not_there")
+    assert gc.isenabled()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from drawing import encoded, pattern, picture, tree, write_folder, write_tar
 
 from kt import config, ingest
-from kt.core import shards, table
+from kt.core import rows, shards, table
 from kt.core.entries import POOL, SPLITS
 from kt.core.images import read_pack
 from kt.core.step import ResourceError
@@ -184,3 +185,16 @@ def test_files_that_vanish_between_listing_and_reading_are_rejected(tmp_path, mo
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rejected"] == [{"key": "train-unlabelled/apple/003.png", "reason": shards.GONE}]
     assert len(read_pack(tmp_path / "out" / f"{POOL}.h5")) == 35
+
+
+def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
+    place = write_tar(tree(45, 1, 1, 12), tmp_path / "drawn.tar")
+    monkeypatch.setattr(shards, "MOST", 1)
+    monkeypatch.setattr(rows, "BLOCK", 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 110, hard))
+    try:
+        pack(place, tmp_path / "out", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(read_pack(tmp_path / "out" / f"{POOL}.h5")) == 135

@@ -63,15 +63,16 @@ class ClassificationTask(Task):
         return mixed.view(found.shape)[:, None]
 
     def fill(self, images: np.ndarray, plan: Plan) -> Tensor:
-        """Gives the same views by one compiled loop."""
+        """Gives the same views by one compiled loop, channels last, as the network wants them."""
         from kt.core import compiled  # costs half a second, and an accelerator needs none of it
 
-        found = torch.empty(len(plan["labels"]), *images.shape[1:])
+        channels, height, width = images.shape[1:]
+        found = torch.empty(len(plan["labels"]), height, width, channels)
         if "theta" not in plan:
             plan = plan | {"theta": torch.eye(2, 3).expand(len(found), 2, 3)}
         drawn = (plan[name].numpy() for name in ("theta", "matrix", "offset"))
         compiled.crops(images, plan["rows"][:, 0].numpy(), *drawn, found.numpy())
-        return found[:, None]
+        return found.permute(0, 3, 1, 2)[:, None]
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Gives the cross-entropy, or the loss of the kind of transfer."""

@@ -99,21 +99,20 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
             `torch.nn.functional.affine_grid` has it.
         matrix: (B, 3, 3) float32, applied to the channels.
         offset: (B, 3) float32, added to them.
-        views: (B, 3, h, w) float32 to be filled.
+        views: (B, h, w, 3) float32 to be filled.
     """
     height, width = images.shape[2], np.uint64(images.shape[3])  # unsigned: see `_copy`
-    size = np.uint64(views.shape[3])
-    low, high = np.empty((2, views.shape[3]), np.uint64)
-    share = np.empty(views.shape[3], np.float32)
+    low, high = np.empty((2, views.shape[2]), np.uint64)
+    share = np.empty(views.shape[2], np.float32)
     line = np.empty((3, images.shape[3]), np.float32)
     for view in range(views.shape[0]):
         image, mix = images[rows[view]], matrix[view]
-        for x in range(views.shape[3]):
+        for x in range(views.shape[2]):
             low[x], high[x], share[x] = _between(
-                x, views.shape[3], theta[view, 0], 0, images.shape[3]
+                x, views.shape[2], theta[view, 0], 0, images.shape[3]
             )
-        for y in range(views.shape[2]):
-            above, below, part = _between(y, views.shape[2], theta[view, 1], 1, height)
+        for y in range(views.shape[1]):
+            above, below, part = _between(y, views.shape[1], theta[view, 1], 1, height)
             upper, lower = np.uint64(above), np.uint64(below)
             for channel in range(3):
                 from_red, from_green, from_blue = mix[channel]
@@ -126,11 +125,11 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
                     blue += part * (np.float32(image[2, lower, x]) - blue)
                     mixed = from_red * red + from_green * green + from_blue * blue
                     line[channel, x] = mixed + offset[view, channel]
-            for channel in range(3):
-                for x in range(size):
-                    left = line[channel, low[x]]
-                    right = line[channel, high[x]]
-                    views[view, channel, y, x] = left + share[x] * (right - left)
+            for x in range(np.uint64(views.shape[2])):
+                left, right, weight = low[x], high[x], share[x]
+                for channel in range(np.uint64(3)):
+                    value = line[channel, left]
+                    views[view, y, x, channel] = value + weight * (line[channel, right] - value)
 
 
 @compiled

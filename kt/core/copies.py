@@ -19,6 +19,7 @@ PRINT = 8  # blocks along an edge
 FINE = 16
 NEAR = 8.0  # grey levels between prints (root of the mean square) to look closer
 BLOCK = 1 << 22  # numbers of a matrix product at a time
+ROWS = 1 << 14  # whose prints are held
 
 
 def block_means(pixels: np.ndarray, blocks: int) -> np.ndarray:
@@ -88,8 +89,8 @@ def find(
         limit: Most difference.
     """
     of_test = prints(test)
-    for first in range(0, len(rows), 1 << 16):
-        part = rows[first : first + (1 << 16)]
+    for first in range(0, len(rows), ROWS):
+        part = rows[first : first + ROWS]
         for row, candidates in near(prints(part), of_test):
             mine = pixels(part[row])
             found = [(difference(mine, pixels(test[at])), int(test[at])) for at in candidates]

@@ -133,8 +133,9 @@ def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
 
 
 def _repeated(hashes: array.array) -> set[int]:
-    """Gives the numbers that stand there more than once."""
-    ordered = np.sort(np.frombuffer(hashes, np.int64)) if hashes else np.empty(0, np.int64)
+    """Gives the numbers that stand there more than once; sorts them."""
+    ordered = np.frombuffer(hashes, np.int64) if hashes else np.empty(0, np.int64)
+    ordered.sort()  # in place: there are many
     return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 

@@ -7,17 +7,18 @@ in a file of their own. Both files are mapped, so that the system may drop them 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from kt.core import spill
 from kt.core.entries import SPLITS, Entry
 
 MOST_LISTED = 1000  # refused files in the report
-BLOCK = 4096
-WORD = 8  # bytes of a name that are compared at once
+WORD = 4  # bytes of a name that are compared at once
 COLUMNS = np.dtype(
     [("start", "<i8"), ("length", "<i4"), ("split", "i1"), ("label", "<i4"), ("rank", ">u8")]
     + [("name", "<u8"), ("stamp", "<u8")]
@@ -36,6 +37,7 @@ class Listing:
         ignored: How many files are no pictures.
         refused: The first 1,000 refused files in name order, with the reason.
         num_refused: How many there are.
+        folder: For files that are of use as long as the process.
     """
 
     columns: np.ndarray
@@ -44,6 +46,7 @@ class Listing:
     ignored: int
     refused: list[tuple[str, str]]
     num_refused: int
+    folder: Path
 
     def key(self, row: int) -> str:
         """Gives the key of one row."""
@@ -57,24 +60,27 @@ class Listing:
     def in_key_order(self, rows: np.ndarray) -> np.ndarray:
         """Sorts rows by their keys, (n,) int64, without making strings of them.
 
-        UTF-8 sorts as its characters do. From the last word of the names to the first, each time
-        with a stable sort.
+        UTF-8 sorts as its characters do. From the last word of the names to the first.
         """
-        words = -(-int(self.columns["length"][rows].max(initial=0)) // WORD)
-        for word in reversed(range(words)):
-            values = np.empty(len(rows), np.uint64)
-            for first in range(0, len(rows), BLOCK):
-                values[first : first + BLOCK] = self._word(rows[first : first + BLOCK], word)
-            rows = rows[np.argsort(values, kind="stable")]
-        return rows
+        longest = max((self.columns["length"][part].max() for part in spill.parts(rows)), default=0)
+        words = reversed(range(-(-int(longest) // WORD)))
+        keys = (functools.partial(self._word, word) for word in words)
+        return spill.arranged(self.folder, rows, keys)
 
-    def _word(self, rows: np.ndarray, word: int) -> np.ndarray:
-        """Gives 8 bytes of each name as a number, zeros behind its end; (n,) uint64."""
+    def in_drawn_order(self) -> np.ndarray:
+        """Sorts all rows by their rank, (N,) int64."""
+        rank = self.columns["rank"]
+        rows = spill.where(self.folder, np.ones(len(rank), bool))
+        halves = (lambda part: rank[part] & spill.LOW, lambda part: rank[part] >> spill.HALF)
+        return spill.arranged(self.folder, rows, halves)
+
+    def _word(self, word: int, rows: np.ndarray) -> np.ndarray:
+        """Gives 4 bytes of each name as a number, zeros behind its end; (n,) uint32."""
         start, length = self.columns["start"][rows], self.columns["length"][rows]
         place = np.arange(word * WORD, (word + 1) * WORD)
         inside = place < length[:, None]
         found = self.names[np.where(inside, start[:, None] + place, 0)]
-        return np.where(inside, found, 0).astype(np.uint8).view(">u8")[:, 0]
+        return np.where(inside, found, 0).astype(np.uint8).view(">u4")[:, 0]
 
 
 def create(entries: Iterable[Entry], folder: Path, seed: int) -> Listing:
@@ -107,12 +113,13 @@ def create(entries: Iterable[Entry], folder: Path, seed: int) -> Listing:
                 names.write(name)
             rows.tofile(columns)
     return Listing(
-        _mapped(folder / "columns", COLUMNS),
-        _mapped(folder / "names", np.uint8),
+        spill.mapped(folder / "columns", COLUMNS),
+        spill.mapped(folder / "names", np.uint8),
         list(classes),
         counts["ignored"],
         sorted(refused)[:MOST_LISTED],
         counts["refused"],
+        folder,
     )
 
 
@@ -143,14 +150,8 @@ def _blocks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
     block = []
     for entry in entries:
         block.append(dataclasses.replace(entry, read=None))  # what reads may hold a lot
-        if len(block) == BLOCK:
+        if len(block) == spill.BLOCK:
             yield block
             block = []
     if block:
         yield block
-
-
-def _mapped(path: Path, dtype) -> np.ndarray:
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r").view(np.ndarray)  # parts of a memmap take long to make

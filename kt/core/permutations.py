@@ -7,7 +7,7 @@ permutations with distance 3 and up to 2 replaced tiles).
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import numpy as np
 
@@ -34,11 +34,11 @@ def permutation_set(number: int, min_distance: int) -> np.ndarray:
     Raises:
         ConfigError: So many do not exist at that distance, or the greedy search finds fewer.
     """
-    everything = np.array(list(itertools.permutations(range(NUM_TILES))), dtype=np.uint8)[1:]
-    shuffled = np.random.Generator(np.random.PCG64(701)).permutation(everything)
+    others = math.factorial(NUM_TILES) - 1
+    shuffled = np.random.Generator(np.random.PCG64(701)).permutation(others) + 1
     chosen = np.empty((0, NUM_TILES), np.uint8)
     for first in range(0, len(shuffled), BLOCK):
-        left = shuffled[first : first + BLOCK]
+        left = lexicographic(shuffled[first : first + BLOCK])
         left = left[((left[:, None] != chosen).sum(2) >= min_distance).all(1)]
         while len(left) and len(chosen) < number:
             chosen = np.concatenate([chosen, left[:1]])
@@ -49,6 +49,16 @@ def permutation_set(number: int, min_distance: int) -> np.ndarray:
         f"task.permutations: found {len(chosen)} permutations that differ in at least "
         f"{min_distance} places, expected {number}; lower permutations or min_distance"
     )
+
+
+def lexicographic(ranks: np.ndarray) -> np.ndarray:
+    """Gives the permutations (B, 9) uint8 of these ranks (B,) int64, 0 the identity."""
+    found = np.empty((len(ranks), NUM_TILES), np.uint8)
+    for slot in reversed(range(NUM_TILES)):  # its place among what the earlier slots leave
+        later = NUM_TILES - 1 - slot
+        found[:, slot] = ranks // math.factorial(later) % (later + 1)
+        found[:, slot + 1 :] += found[:, slot + 1 :] >= found[:, slot, None]
+    return found
 
 
 def distances(permutations: np.ndarray) -> np.ndarray:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kt.core import copies, encoded, table
+from kt.core import copies, encoded, spill, table
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import MOST_LISTED
-from kt.core.shards import ARRAYS, MOST, Shards
+from kt.core.shards import ARRAYS, Shards
 
-BLOCK_BYTES = 8 << 20
+BLOCK, BLOCK_BYTES = 512, 8 << 20  # most pictures, each perhaps of another shard, and bytes
+OPEN = 64  # shards; a process may have 1024 files, and a block holds its own
 FOUND = np.dtype(
     [("digest", "<u8"), ("start", "<i8"), ("length", "<i8"), ("width", "<i4"), ("height", "<i4")]
-    + [("mode", "u1"), ("kept", "?"), ("bad", "?")]
+    + [("mode", "u1"), ("kept", "?"), ("bad", "?"), ("print", "u1", copies.PRINT**2)]
 )
 
 
@@ -27,9 +28,9 @@ class Rows:
 
     Attributes:
         splits: (M,) int8, number of the split of each.
-        found: (M,) structured, a file that is mapped: digest of the pixels, place in the data of
+        found: (M,) structured, a file that is mapped: digest of the pixels, place in the file of
             its shard, own size, number of its mode, whether it is kept (decoded and not left out)
-            or bad.
+            or bad, print.
         modes: Names of the files' modes.
         faults: Place of each bad file to the reason.
     """
@@ -40,16 +41,19 @@ class Rows:
         self.listing, self.chosen, self.size = shards.listing, shards.chosen, shards.dataset.size
         self.modes: list[str] = []
         self.faults: dict[int, str] = {}
-        self.found = np.memmap(place, FOUND, "w+", shape=(len(splits),))
+        self.found = np.memmap(place, FOUND, "w+", shape=(len(splits),)).view(np.ndarray)
         for number in range(shards.count):
             self._read(number)
 
     def _read(self, number: int) -> None:
         first = number * self.shards.height
-        with self._open(number) as file:
+        arrays = {f"*{name}": dimensions for name, dimensions in ARRAYS.items()}
+        with table.read(self.shards.path(number), "shard", arrays) as file:
             found = self.found[first : first + self.shards.height]
             found["digest"], lengths = table.load(file, "digests"), table.load(file, "lengths")
+            found["print"] = table.load(file, "prints")
             found["length"], found["start"] = lengths, np.cumsum(lengths) - lengths
+            found["start"] += file["data"].id.get_offset() or 0  # none where all are bad
             found["width"], found["height"] = table.load(file, "sizes").T
             modes, index = np.unique(table.load(file, "modes"), return_inverse=True)
             names = [mode.decode() for mode in modes]
@@ -60,35 +64,39 @@ class Rows:
                     self.faults[first + row] = fault
                 found[row]["bad"], found[row]["kept"] = bool(fault), not fault
 
-    def _open(self, number: int):
-        arrays = {f"*{name}": dimensions for name, dimensions in ARRAYS.items()}
-        return table.read(self.shards.path(number), "shard", arrays)
-
     def of(self, split: str) -> np.ndarray:
         """Gives the kept pictures of a split in key order, (n,) int64."""
-        places = self._in_key_order(SPLITS.index(split))
-        return places[self.found["kept"][places]]
+        kept, parts = self.found["kept"], spill.parts(self.all_of(split))
+        return self._stored(np.int64, (part[kept[part]] for part in parts))
 
     @functools.cache  # noqa: B019 - as long as the rows
-    def _in_key_order(self, split: int) -> np.ndarray:
-        rows = self.listing.in_key_order(self.chosen[self.splits == split])
-        return np.searchsorted(self.chosen, rows)
+    def all_of(self, split: str) -> np.ndarray:
+        """Gives the chosen pictures of a split in key order, (n,) int64."""
+        number = SPLITS.index(split)
+        pairs = zip(spill.parts(self.chosen), spill.parts(self.splits), strict=True)
+        rows = self._stored(np.int64, (part[splits == number] for part, splits in pairs))
+        parts = spill.parts(self.listing.in_key_order(rows))
+        return self._stored(np.int64, (np.searchsorted(self.chosen, part) for part in parts))
+
+    def _stored(self, dtype, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        return spill.stored(self.listing.folder, dtype, blocks)
 
     def keys(self, places: np.ndarray) -> list[str]:
         """Gives the keys of pictures."""
         return self.listing.keys(self.chosen[places])
+
+    def labels(self, places: np.ndarray) -> np.ndarray:
+        """Gives the numbers of the classes of pictures, (n,) int32, -1 for none."""
+        return self.listing.columns["label"][self.chosen[places]]
 
     def data(self, place: int) -> np.ndarray:
         """Gives the pixels, or the JPEG, of one picture as a part of its shard's file."""
         start, length = (int(self.found[name][place]) for name in ("start", "length"))
         return self._mapped(int(place) // self.shards.height)[start : start + length]
 
-    @functools.cache  # noqa: B019 - as long as the rows
+    @functools.lru_cache(OPEN)  # noqa: B019 - as long as the rows
     def _mapped(self, number: int) -> np.ndarray:
-        with self._open(number) as file:
-            offset, shape = file["data"].id.get_offset(), file["data"].shape
-        # A plain array: parts of a memmap take long to make.
-        return np.memmap(self.shards.path(number), np.uint8, "r", offset, shape).view(np.ndarray)
+        return spill.mapped(self.shards.path(number), np.uint8)
 
     def pixels(self, place: int) -> np.ndarray:
         """Gives the packed pixels of one picture, (3, S, S) uint8."""
@@ -99,19 +107,13 @@ class Rows:
 
     def blocks(self, places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Gives what follows one another in a pack, with its first row, a few MiB at a time."""
-        height = max(1, min(MOST, BLOCK_BYTES // (3 * self.size**2)))
+        height = max(1, min(BLOCK, BLOCK_BYTES // (3 * self.size**2)))
         for first in range(0, len(places), height):
             yield first, [self.data(place) for place in places[first : first + height]]
 
     def prints(self, places: np.ndarray) -> np.ndarray:
         """Gives the prints of pictures, (n, 64) uint8."""
-        prints = np.zeros((len(places), copies.PRINT**2), np.uint8)
-        number = places // self.shards.height
-        for shard in np.unique(number):
-            with self._open(shard) as file:
-                inside = number == shard
-                prints[inside] = table.load(file, "prints")[places[inside] % self.shards.height]
-        return prints
+        return self.found["print"][places]
 
     # ------------------------------------------------------------------------ copies
 
@@ -121,13 +123,11 @@ class Rows:
         Args:
             limit: Most difference of a near copy, see `kt.core.copies`; None: equal pixels only.
         """
-        digests = self.found["digest"]
         test = self.of(TEST)
         counts: dict[str, Any] = {}
         pairs: list[tuple[int, int, float]] = []
         for split, name in ((POOL, "pool"), (TRAIN, "train")):
-            same = self.of(split)
-            same = same[np.isin(digests[same], digests[test])]
+            same = self._also_in(TEST, split)
             self.found["kept"][same] = False
             near = []
             if limit is not None:
@@ -136,8 +136,29 @@ class Rows:
             counts[f"left_out_of_{name}"] = len(same) + len(near)
             counts[f"near_copies_in_{name}"] = len(near)
             pairs += near
-        both = np.isin(digests[self.of(TRAIN)], digests[self.of(POOL)])
-        return {**counts, "train_in_pool": int(both.sum()), "near_copies": self._named(pairs)}
+        both = len(self._also_in(POOL, TRAIN))
+        return {**counts, "train_in_pool": both, "near_copies": self._named(pairs)}
+
+    def _also_in(self, other: str, split: str) -> np.ndarray:
+        """Gives the kept pictures of a split whose pixels also stand in another one."""
+        digests, known = self.found["digest"], self._digests(other)
+        parts = spill.parts(self.of(split))
+        same = (part[spill.contains(known, digests[part])] for part in parts)
+        return self._stored(np.int64, same)
+
+    def _digests(self, split: str) -> np.ndarray:
+        """Gives the digests of the kept pictures of a split, (n,) uint64, sorted."""
+        parts = spill.parts(self.of(split))
+        return self._sorted("digest", (self.found["digest"][part] for part in parts))
+
+    def _good(self, name: str) -> Iterator[np.ndarray]:
+        """Gives what was found of the pictures that are not bad, in blocks (n,)."""
+        return (part[name][~part["bad"]] for part in spill.parts(self.found))
+
+    def _sorted(self, name: str, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        values = self._stored(FOUND[name], blocks)
+        values.sort()
+        return values
 
     def _named(self, pairs: list[tuple[int, int, float]]) -> list[dict[str, Any]]:
         return [
@@ -155,30 +176,39 @@ class Rows:
         """Gives the counts of the data report."""
         faults = [(self.listing.key(self.chosen[place]), why) for place, why in self.faults.items()]
         rejected = sorted(self.listing.refused + faults)[:MOST_LISTED]
-        good = ~self.found["bad"]
-        sizes = np.stack([self.found["width"][good], self.found["height"][good]], 1)
-        extremes = (("min", np.min), ("median", np.median), ("max", np.max))
-        numbers = np.bincount(self.found["mode"][good], minlength=len(self.modes)).tolist()
-        modes = {name: number for name, number in zip(self.modes, numbers, strict=True) if number}
+        modes: Counter[str] = Counter()
+        for mode in self._good("mode"):
+            modes.update(self.modes[number] for number in mode.tolist())
+        sizes = [self._sorted(name, self._good(name)) for name in ("width", "height")]
+        half = len(sizes[0]) // 2
+        middle = [(int(edge[half]) + int(edge[-1 - half])) // 2 for edge in sizes]
         return {
             "splits": {split: self._describe_split(split) for split in SPLITS},
             "modes": dict(sorted(modes.items())),
-            "sizes": {name: function(sizes, 0).astype(int).tolist() for name, function in extremes},
+            "sizes": {
+                "min": [int(edge[0]) for edge in sizes],
+                "median": middle,
+                "max": [int(edge[-1]) for edge in sizes],
+            },
             "rejected_total": self.listing.num_refused + len(self.faults),
             "rejected": [{"key": key, "reason": why} for key, why in rejected],
             "ignored": self.listing.ignored,
         }
 
     def _describe_split(self, split: str) -> dict[str, Any]:
-        picked = self.of(split)
-        labels = Counter(self.listing.columns["label"][self.chosen[picked]].tolist())
+        picked, smaller = self.of(split), 0
+        labels: Counter[int] = Counter()
+        for part in spill.parts(picked):
+            found = self.found[part]
+            smaller += int((np.minimum(found["width"], found["height"]) < self.size).sum())
+            labels.update(self.labels(part).tolist())
         names = sorted((self.listing.classes[label], label) for label in labels if label >= 0)
-        shorter = np.minimum(self.found["width"][picked], self.found["height"][picked])
+        digests = self._digests(split)
         here = self.splits == SPLITS.index(split)
         return {
             "images": len(picked),
             "classes": {name: labels[label] for name, label in names},
-            "duplicates": len(picked) - len(np.unique(self.found["digest"][picked])),
-            "rejected": int(self.found["bad"][here].sum()),
-            "smaller": int((shorter < self.size).sum()),
+            "duplicates": int((digests[1:] == digests[:-1]).sum()),
+            "rejected": int((self.found["bad"] & here).sum()),
+            "smaller": smaller,
         }

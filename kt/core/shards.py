@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from kt.config import Dataset
-from kt.core import copies, decode, jpeg, step, table
+from kt.core import copies, decode, jpeg, spill, step, table
 from kt.core.listing import Listing, hash_of
 from kt.core.step import DataError, log
 
@@ -92,21 +92,15 @@ class Shards:
 
     def _results(self, source, threads: int, whole: list[bool]) -> Iterator[tuple[int, Result]]:
         """Reads the source once and decodes some pictures at a time; places rise."""
-        hashes = self.listing.columns["name"][self.chosen]
-        order = np.argsort(hashes)
-        hashes = hashes[order]
+        place_of = self._places()
         waiting: deque = deque()
         probe = _Probe(len(self.chosen))
         last = -1
         pool = ThreadPoolExecutor(threads)
         try:
             for entry in source.entries(self.dataset):
-                name = hash_of(entry.key.encode()) if entry.usable else 0
-                at = int(np.searchsorted(hashes, np.uint64(name)))
-                if not entry.usable or at == len(hashes) or hashes[at] != name:
-                    continue
-                place = int(order[at])
-                if whole[place // self.height] or place <= last:
+                place = place_of(entry.key) if entry.usable else None
+                if place is None or whole[place // self.height] or place <= last:
                     continue
                 last = place
                 try:
@@ -123,6 +117,24 @@ class Shards:
                 yield place, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _places(self) -> Callable[[str], int | None]:
+        """Gives the function that finds the place of a key, None where it was not chosen."""
+        names = self.listing.columns["name"]
+        upper = (names[part] >> spill.HALF for part in spill.parts(self.chosen))
+        order = spill.placed(self.listing.folder, upper)
+
+        def place_of(key: str) -> int | None:
+            name = np.uint64(hash_of(key.encode()))
+            for at in range(int(np.searchsorted(order, name & ~spill.LOW)), len(order)):
+                place = int(order[at] & spill.LOW)
+                if order[at] >> spill.HALF != name >> spill.HALF:
+                    break
+                if names[self.chosen[place]] == name:
+                    return place
+            return None
+
+        return place_of
 
     def _settings(self, number: int) -> dict:
         """Gives what a shard belongs to."""

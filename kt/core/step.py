@@ -7,7 +7,9 @@ A step is a module with `add_arguments(parser)` and `run(arguments)`; it ends wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import kt
@@ -59,6 +62,7 @@ def main(doc, add_arguments, run) -> None:
     _limit_threads(arguments.threads)
     if getattr(arguments, "processes", 1) > 1 and "RANK" not in os.environ:
         sys.exit(_launch(arguments.processes))
+    gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
     code = exit_code(_run, run, arguments)
     if code and "KT_EXIT_CODES" in os.environ:
         Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
@@ -100,6 +104,20 @@ def _limit_threads(threads) -> None:
     if threads:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[variable] = str(threads)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Keeps Python from looking for garbage during imports, which make objects that stay.
+
+    Around torch's import it saves 0.3 s (measured on 2 cores).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or the next look would go through all that was imported
+        gc.enable()
 
 
 def _start_log(arguments) -> None:
