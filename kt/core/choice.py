@@ -13,6 +13,7 @@ from kt.core.intervals import Interval, interval
 from kt.core.records import ARMS, Record, by_seed, column_of, grouped, rank
 
 RULES = ("validation_top1", "view_nmi")
+LAYER_RULES = (*RULES, "validation_map")  # held-out pictures of VOC choose a layer, no model
 
 
 def settle_layers(records: Sequence[Record]) -> list[Record]:
@@ -42,7 +43,7 @@ def layers_of(records: Sequence[Record]) -> dict[tuple[str, str], list[str]]:
 
 
 def _best_layer(records: list[Record], layers: list[str]) -> str:
-    for rule in RULES:
+    for rule in LAYER_RULES:
         scored = grouped((r for r in records if r["metric"] == rule), lambda r: r.get("layer"))
         scored.pop(None, None)
         if scored:

@@ -13,8 +13,10 @@ from kt.core.intervals import Interval, interval, outcome
 from kt.core.records import ARMS, Column, Record, by_seed, column_of, grouped, rank
 
 CONTROLS = ("direct", "random", "untrained", "hog", "longer", "supervised")
-EVALUATIONS = ("knn", "linear", "finetune", "clusters")  # order of the columns
-METRICS = ("top1", "nmi", "purity", "view_nmi")
+VOC = ("voc_classification", "voc_detection", "voc_segmentation")
+EVALUATIONS = ("knn", "linear", "finetune", "clusters", *VOC)  # order of the columns
+MAIN = ("top1", "map_11", "miou")  # what arms are compared by
+METRICS = (*MAIN, "nmi", "purity", "view_nmi", "map_area", "tuned_map_11", "tuned_map_area")
 
 
 class Difference(NamedTuple):
@@ -109,7 +111,7 @@ def compare(
 
 
 def _columns(records: Sequence[Record]) -> list[Column]:
-    hidden = ("validation_top1", "mean_class_accuracy")
+    hidden = ("validation_top1", "validation_map", "mean_class_accuracy")
     found = {column_of(record) for record in records if record["metric"] not in hidden}
 
     def key(column: Column):
@@ -170,10 +172,10 @@ def mark_best(rows: list[Row], judged: Sequence[bool]) -> list[Row]:
 
 
 def _differences(records, columns, chosen) -> dict[Column, list[Difference]]:
-    """Pairs transfer with each control, seed by seed, in k-NN, linear and few-label top-1."""
+    """Pairs transfer with each control, seed by seed, in the main metric of each evaluation."""
     main: dict[str, Column] = {}
     for column in columns:
-        if column.metric == "top1":
+        if column.metric in MAIN:
             main.setdefault(column.evaluation, column)  # fewest labels stand first
     of_model = grouped(records, lambda record: (record["arm"], record["model"]))
     arms = {arm: of_model[arm, model] for arm, model in chosen.items()}

@@ -8,13 +8,21 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from kt.core import summary
 from kt.core.intervals import TIE, Interval
 from kt.core.records import Column
 from kt.core.summary import Cell, Comparison, Difference, Row
 
 PM = "\u00a0±\u00a0"  # never broken at the end of a line
-NAMES = {"knn": "k-NN", "linear": "linear", "finetune": "fine-tune"}
+NAMES = {
+    "knn": "k-NN", "linear": "linear", "finetune": "fine-tune", "voc_classification": "VOC07 cls",
+    "voc_detection": "VOC07 det", "voc_segmentation": "VOC12 seg",
+}  # fmt: skip
 METRICS = {"nmi": "NMI", "purity": "purity", "view_nmi": "view agreement"}
+OF_VOC = {  # behind the evaluation's name
+    "map_11": "mAP", "map_area": "mAP (area)", "tuned_map_11": "tuned mAP",
+    "tuned_map_area": "tuned mAP (area)", "miou": "mIoU",
+}  # fmt: skip
 LONG = {"knn": "k-NN top-1", "linear": "linear-probe top-1", "finetune": "fine-tuned top-1"}
 SCORES = {"validation_top1": "validation top-1", "view_nmi": "view agreement", "": "score"}
 RULES = {
@@ -56,8 +64,11 @@ def spread(value: Interval) -> str:
 
 def title(column: Column) -> str:
     """Names a quantity briefly, for the head of a column."""
+    evaluation = NAMES.get(column.evaluation, column.evaluation)
     if column.metric == "top1":
-        name = NAMES.get(column.evaluation, column.evaluation)
+        name = evaluation
+    elif column.metric in OF_VOC:
+        name = f"{evaluation} {OF_VOC[column.metric]}"
     else:
         name = METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
     return name if column.labels_per_class is None else f"{name}, {column.labels_per_class} a class"
@@ -128,7 +139,7 @@ def _enumerate(parts: Sequence[str]) -> str:
 
 def is_labelled(comparison: Comparison) -> bool:
     """Says whether anything was measured against true labels."""
-    return any(column.metric in ("top1", "nmi", "purity") for column in comparison.columns)
+    return any(column.metric in (*summary.MAIN, "nmi", "purity") for column in comparison.columns)
 
 
 def _without_labels(comparison: Comparison) -> list[str]:
