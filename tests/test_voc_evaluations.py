@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+from pathlib import Path
 
 import crafted
 import drawn_voc
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from test_evaluations import write_data
 
-from kt import config, evaluate
+from kt import config, evaluate, workflow
 from kt.core import judge, model, voc, voc_metrics, voc_training
 from kt.core.backbone import estimate_statistics
 from kt.core.step import ConfigError, DataError, Interrupted
@@ -416,3 +417,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
 def test_a_devkit_that_is_not_there_is_named_when_the_evaluation_runs(name, backbone, tmp_path):
     with pytest.raises(ConfigError, match="path: expected a PASCAL VOC devkit with VOC20"):
         judged(name, backbone, tmp_path / "nothing")
+
+
+def test_the_preset_gives_each_evaluation_a_job_whose_epochs_follow_effort():
+    root = Path(__file__).parent.parent
+    overlay = config.read(root / "presets" / "voc.yaml") | {"effort": 0.1}
+    jobs = workflow.evaluation_jobs(config.resolve(root, overlay), False)
+    assert {"voc_classification", "voc_detection", "voc_segmentation"} <= jobs.keys()
+    assert jobs["voc_detection"]["voc_detection"]["training"]["epochs"] == 6
+    assert jobs["voc_classification"]["voc_classification"]["finetune"]["epochs"] == 10

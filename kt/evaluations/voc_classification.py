@@ -41,7 +41,10 @@ class Options(Settings):
     iterations: Annotated[Count, Field(description="of L-BFGS, at most")]
     finetune: Annotated[
         Schedule | None,
-        Field(description="also train the whole network under a linear layer; null: do not"),
+        Field(
+            description="also train the whole network under a linear layer, keys as under "
+            "`training` of voc_detection; null: do not"
+        ),
     ]
 
 
