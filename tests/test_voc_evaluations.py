@@ -209,6 +209,15 @@ def test_the_detector_sees_what_the_backbone_expects(backbone, devkit):
     assert torch.allclose(network.backbone(given), backbone(given), atol=1e-5)
 
 
+def test_a_layer_whose_stride_is_no_power_of_two_is_refused(devkit):
+    odd = model.fresh(crafted.plugin(NETWORK, strides=[2, 3, 1]), 0)
+    with pytest.raises(ConfigError, match="layer: expected .*, found conv3 with 6.0; take another"):
+        judged("voc_detection", odd, devkit)
+    voc_detection.check_stride(odd, "conv1")
+    alexnet = crafted.plugin({"name": "torchvision", "model": "alexnet", "last": None})
+    voc_detection.check_stride(model.fresh(alexnet, 0), None)  # 16, though 224 px give 13 x 13
+
+
 def test_an_annotation_of_another_picture_is_refused(backbone, tmp_path):
     root = drawn_voc.write(tmp_path)
     drawn_voc.write_picture(root / "VOC2007", "000003", [], (60, 48))

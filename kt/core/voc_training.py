@@ -169,6 +169,7 @@ def train(job: Job) -> nn.Module:
     where, settings = hardware.device(), job.settings
     network = job.network.to(where).train()
     hardware.set_up(where, settings.deterministic)
+    torch.backends.cudnn.benchmark = False  # of each new size of picture it would time anew
     optimiser = Optimiser(network, settings, hardware.precision(settings.precision, where))
     batch = min(settings.batch, len(job.names))
     per_epoch = len(job.names) // batch

@@ -44,7 +44,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11 and map_area.
 
     Raises:
-        ConfigError: The devkit or a layer is not there.
+        ConfigError: The devkit or a layer is not there, or its stride is no power of 2.
         DataError: Something in the devkit is not what it should be.
     """
     from kt.core import judge, voc, voc_metrics
@@ -89,6 +89,24 @@ def trained(backbone, root, names, truth, state, options: Options, seed: int):
     return voc_training.train(job)
 
 
+def check_stride(backbone, layer: str | None) -> None:
+    """Checks that a layer's stride is a power of 2: torchvision takes the nearest one for it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    from kt.core.step import ConfigError
+
+    small, large = (backbone.map_shape(size, layer)[1] for size in (256, 512))
+    stride = 256 / max(large - small, 1)
+    if stride not in (1, 2, 4, 8, 16, 32, 64):
+        raise ConfigError(
+            f"layer: expected one whose map has a stride of 1, 2, 4, ... 64 pixels, found "
+            f"{backbone.check_layer(layer)} with {stride:.1f}; take another of "
+            f"{', '.join(backbone.layers)}"
+        )
+
+
 def build(backbone, options: Options):
     """Gives a Faster R-CNN on a copy of the backbone, with fresh heads for 20 classes."""
     from torchvision.models.detection import FasterRCNN
@@ -99,6 +117,7 @@ def build(backbone, options: Options):
     from kt.core import voc
     from kt.core.voc_training import Trunk
 
+    check_stride(backbone, options.layer)
     trunk = Trunk(backbone, options.layer, options.min_size, options.training)
     return FasterRCNN(
         trunk,
