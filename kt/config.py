@@ -84,8 +84,8 @@ class Use(Settings):
     evaluate: Annotated[Name, Field(description="models are judged on its train and test splits")]
 
 
-class Training(Settings):
-    """How a network is trained; one loop serves every network."""
+class Schedule(Settings):
+    """How weights are learned, whatever the loss."""
 
     epochs: Annotated[Count, Field(description="passes over the images, times `effort`")]
     batch: Annotated[Count, Field(description="images a step")]
@@ -98,15 +98,20 @@ class Training(Settings):
     ]
     milestones: Annotated[list[Fraction], Field(description="of `step`: shares of the training")]
     warmup: Annotated[Fraction, Field(description="share of the steps with linearly rising lr")]
-    label_smoothing: Annotated[Fraction, Field(description="of the cross-entropy")]
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: bfloat16 where the hardware computes it, else float32"),
     ]
-    compile: Annotated[bool, Field(description="torch.compile, on CUDA only")]
     deterministic: Annotated[
         bool, Field(description="on CUDA the same bits each time, slower; on a CPU always")
     ]
+
+
+class Training(Schedule):
+    """How a network is trained on packed images; one loop serves every such network."""
+
+    label_smoothing: Annotated[Fraction, Field(description="of the cross-entropy")]
+    compile: Annotated[bool, Field(description="torch.compile, on CUDA only")]
 
 
 class Weights(Settings):

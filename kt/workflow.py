@@ -352,7 +352,8 @@ def evaluation_jobs(settings: Config, labelled: bool) -> dict[str, dict[str, dic
     """Gives the options of the evaluations, by job and name.
 
     All that looks at frozen features is one job, since starting it costs more than the work; what
-    trains (fine-tuning) has a job of its own. The images that fine-tuning sees follow `effort`.
+    trains (fine-tuning) has a job of its own. The images that fine-tuning sees follow `effort`, and
+    so do epochs.
     """
     jobs: dict[str, dict[str, dict]] = {}
     for name, given in settings.evaluations.items():
@@ -361,6 +362,10 @@ def evaluation_jobs(settings: Config, labelled: bool) -> dict[str, dict[str, dic
             values = dict(given)
             if "images" in values:
                 values["images"] = max(1, round(int(values["images"]) * settings.effort))
+            for key, inner in values.items():
+                if isinstance(inner, dict) and "epochs" in inner:
+                    epochs = max(1, round(int(inner["epochs"]) * settings.effort))
+                    values[key] = {**inner, "epochs": epochs}
             jobs.setdefault("frozen" if module.FROZEN else name, {})[name] = values
     return jobs
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import crafted
 import drawing
+import drawn_voc
 import pytest
 import torch
 from torch import nn
@@ -29,6 +30,9 @@ QUICK = {
     "svm": {"labels_per_class": [1], "draws": 2, "iterations": 20},
     "clusters": {"view_clusters": 4, "view_images": 30},
     "torchvision": {"model": "resnet18", "last": None},
+    "voc_classification": {"size": 48, "map": 2, "iterations": 10, "finetune": None},
+    "voc_detection": {"min_size": 48, "max_size": 64, "anchors": [16], "hidden": 16},
+    "voc_segmentation": {"crop": 48},
 }
 # What no preset can name: a file of the user's, and a package that may not be there.
 ELSEWHERE = {
@@ -74,6 +78,11 @@ def examples():
 def values_of(examples, kind, name) -> dict:
     assert (kind, name) in examples, f"config.yaml and presets/ use kt/{kind}/{name}.py nowhere"
     return examples[kind, name] | QUICK.get(name, {})
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory):
+    return drawn_voc.write(tmp_path_factory.mktemp("voc"), 4, 2, 3)
 
 
 def of(kind):
@@ -297,8 +306,12 @@ def test_a_source_gives_every_picture_once_with_split_and_class(name, tmp_path):
 
 
 @of("evaluations")
-def test_an_evaluation_gives_fractions_with_what_they_were_counted_over(name, examples):
+def test_an_evaluation_gives_fractions_with_what_they_were_counted_over(name, examples, devkit):
     module, values = config.plugin("evaluations", name), values_of(examples, "evaluations", name)
+    if "path" in values:
+        values["path"] = str(devkit)
+    if "training" in values:
+        values["training"] = {**values["training"], "epochs": 1}
     assert isinstance(module.NEEDS_LABELS, bool) and isinstance(module.FROZEN, bool)
     backbone = model.fresh(crafted.plugin(crafted.PLAIN), 0).eval()
     records = evaluate.judge_one(name, values, backbone, crafted.data(), 0)

@@ -54,6 +54,39 @@ def test_one_seed_has_a_mean_but_no_interval():
     assert interval([0.7]) == Interval(0.7, None, 1)
 
 
+def of_voc(arm, layer, seed=0, **values):
+    """Gives records of VOC classification: {metric: value} of one layer."""
+    more = {"evaluation": "voc_classification", "layer": layer}
+    return [record(arm, v, seed, metric=metric, **more) for metric, v in values.items()]
+
+
+def test_a_layer_is_chosen_by_held_out_pictures_of_voc_and_arms_are_compared_by_map():
+    found = []
+    for arm, gain in (("transfer", 0.1), ("direct", 0.0)):
+        found += of_voc(arm, "conv1", validation_map=0.6, map_11=0.3 + gain, map_area=0.3)
+        found += of_voc(arm, "conv2", validation_map=0.5, map_11=0.8, map_area=0.8)
+    comparison = summary.compare(found, ["knn"])
+    assert [verdict.title(column) for column in comparison.columns] == [
+        "VOC07 cls mAP", "VOC07 cls mAP (area)",
+    ]  # fmt: skip
+    cell = next(row for row in comparison.arms if row.arm == "direct").cells[0]
+    assert (cell.layer, cell.interval.mean) == ("conv1", 0.3)
+    (column, gaps), *others = comparison.differences.items()
+    assert (column.metric, gaps[0].control, others) == ("map_11", "direct", [])
+    assert "points of VOC07 cls mAP" in verdict.sentences(comparison)[0]
+    assert comparison.rule == ""  # no model is chosen by it
+
+
+def test_columns_of_voc_have_names_of_their_own_behind_the_others():
+    pairs = [("detection", "map_11"), ("segmentation", "miou"), ("classification", "tuned_map_11")]
+    found = [record("transfer", 0.5, evaluation=f"voc_{e}", metric=metric) for e, metric in pairs]
+    found += [record("transfer", 0.5), record("transfer", 0.5, evaluation="clusters", metric="nmi")]
+    columns = summary.compare(found, ["knn"]).columns
+    assert [verdict.title(column) for column in columns] == [
+        "k-NN", "NMI", "VOC07 cls tuned mAP", "VOC07 det mAP", "VOC12 seg mIoU",
+    ]  # fmt: skip
+
+
 def test_differences_are_paired_by_seed():
     values = [0.5, 0.6, 0.7]  # seeds differ much, the gap hardly
     scores = {"transfer": [v + 0.05 for v in values], "direct": values, "longer": [0.4]}

@@ -13,8 +13,11 @@ from kt.core.intervals import Interval, interval, outcome
 from kt.core.records import ARMS, Column, Record, by_seed, column_of, grouped, rank
 
 CONTROLS = ("direct", "random", "untrained", "hog", "longer", "supervised")
-EVALUATIONS = ("knn", "linear", "nonlinear", "svm", "finetune", "clusters")  # order of the columns
-METRICS = ("top1", "map_11", "map_area", "nmi", "purity", "hungarian", "view_nmi")
+VOC = ("voc_classification", "voc_detection", "voc_segmentation")
+EVALUATIONS = ("knn", "linear", "nonlinear", "svm", "finetune", "clusters", *VOC)  # order shown
+MAIN = ("top1", "map_11", "miou")  # what arms are compared by
+AGREEMENT = ("nmi", "purity", "hungarian", "view_nmi")
+METRICS = (*MAIN, *AGREEMENT, "map_area", "tuned_map_11", "tuned_map_area")
 HIDDEN = ("validation_top1", "validation_map", "mean_class_accuracy")  # not among the columns
 
 
@@ -228,10 +231,10 @@ def mark_best(rows: list[Row], judged: Sequence[bool]) -> list[Row]:
 
 
 def _differences(records, columns, chosen) -> dict[Column, list[Difference]]:
-    """Pairs transfer with each control, seed by seed, in k-NN, linear and few-label top-1."""
+    """Pairs transfer with each control, seed by seed, in the main metric of each evaluation."""
     main: dict[str, Column] = {}
     for column in columns:
-        if column.metric == "top1":
+        if column.metric in MAIN:
             main.setdefault(column.evaluation, column)  # fewest labels stand first
     of_model = grouped(records, lambda record: (record["arm"], record["model"]))
     arms = {arm: of_model[arm, model] for arm, model in chosen.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from kt.core import summary
 from kt.core.intervals import TIE, Interval
 from kt.core.records import Column
 from kt.core.summary import Cell, Comparison, Difference, Row
@@ -15,11 +16,15 @@ from kt.core.summary import Cell, Comparison, Difference, Row
 PM = "\u00a0±\u00a0"  # never broken at the end of a line
 NAMES = {
     "knn": "k-NN", "linear": "linear", "nonlinear": "non-linear", "svm": "SVM",
-    "finetune": "fine-tune",
+    "finetune": "fine-tune", "voc_classification": "VOC07 cls", "voc_detection": "VOC07 det",
+    "voc_segmentation": "VOC12 seg",
 }  # fmt: skip
 METRICS = {
     "nmi": "NMI", "purity": "purity", "hungarian": "matched", "view_nmi": "view agreement",
-    "map_11": "11-point mAP", "map_area": "mAP",
+}  # fmt: skip
+BEHIND = {  # the evaluation's name
+    "map_11": "mAP", "map_area": "mAP (area)", "tuned_map_11": "tuned mAP",
+    "tuned_map_area": "tuned mAP (area)", "miou": "mIoU",
 }  # fmt: skip
 LONG = {
     "knn": "k-NN top-1", "linear": "linear-probe top-1", "nonlinear": "non-linear-probe top-1",
@@ -74,8 +79,9 @@ def _name(column: Column) -> str:
     evaluation = NAMES.get(column.evaluation, column.evaluation)
     if column.metric == "top1":
         return evaluation
-    metric = METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
-    return f"{evaluation} {metric}" if column.metric in ("map_11", "map_area") else metric
+    if column.metric in BEHIND:
+        return f"{evaluation} {BEHIND[column.metric]}"
+    return METRICS.get(column.metric, f"{column.evaluation} {column.metric}")
 
 
 def amount(column: Column) -> str:

@@ -1,0 +1,160 @@
+"""Scores of PASCAL VOC: average precision of rankings and of boxes, intersection over union.
+
+By the rules of the devkit (VOCevalcls, VOCevaldet, VOCevalseg): what is difficult counts neither
+for nor against; an object is found once, what finds it again is wrong. 11-point averages are those
+of VOC2007, areas those of VOC2010 and later (Everingham et al., IJCV 2010, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kt.core.step import DataError
+from kt.core.voc import VOID, Objects
+
+OVERLAP = 0.5  # intersection over union from which a box finds an object
+
+
+class Curve(NamedTuple):
+    """What a ranking finds, rank by rank.
+
+    Attributes:
+        found: (R,) int64, right ones among the first 1..R that count.
+        positives: How many there are to find.
+    """
+
+    found: np.ndarray
+    positives: int
+
+
+class Boxes(NamedTuple):
+    """What was detected in one picture.
+
+    Attributes:
+        boxes: (n, 4) float32: left, top, right, bottom, pixels.
+        labels: (n,) int64.
+        scores: (n,) float32.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def eleven_points(curve: Curve) -> float:
+    """Averages the best precision at recalls of 0, 0.1, ..., 1 and above, 0..1.
+
+    Recalls are compared as whole numbers: 3 of 10 is 0.3.
+    """
+    best = _best_precision(curve.found)
+    at = [10 * curve.found >= tenth * curve.positives for tenth in range(11)]
+    return float(sum(best[reached][0] if reached.any() else 0.0 for reached in at) / 11)
+
+
+def area(curve: Curve) -> float:
+    """Gives the area under the best precision at each recall and above, 0..1."""
+    gained = np.diff(curve.found, prepend=0)
+    return float((gained * _best_precision(curve.found)).sum() / curve.positives)
+
+
+def _best_precision(found: np.ndarray) -> np.ndarray:
+    """Gives the highest precision at each rank and behind it, (R,) float64."""
+    precision = found / np.arange(1, len(found) + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def mean_precision(curves: Sequence[Curve]) -> dict[str, float]:
+    """Gives `map_11` and `map_area`, means over the classes that can be found.
+
+    Raises:
+        DataError: No class can.
+    """
+    known = [curve for curve in curves if curve.positives]
+    if not known:
+        raise DataError("expected objects of some class to find, all are difficult or missing")
+    return {
+        "map_11": float(np.mean([eleven_points(curve) for curve in known])),
+        "map_area": float(np.mean([area(curve) for curve in known])),
+    }
+
+
+def ranking(scores: np.ndarray, truth: np.ndarray) -> Curve:
+    """Ranks pictures by the score of one class; of equal scores the first comes first.
+
+    Args:
+        scores: (N,) float.
+        truth: (N,) 1 shown, -1 not, 0 difficult: left out.
+    """
+    order = np.argsort(-scores, kind="stable")
+    counted = truth[order][truth[order] != 0]
+    return Curve(np.cumsum(counted == 1), int((truth == 1).sum()))
+
+
+def detection(found: Sequence[Boxes], truth: Sequence[Objects], label: int) -> Curve:
+    """Matches the boxes of one class to its objects, best score first.
+
+    A box belongs to the object of its class in its picture that it overlaps most. With an overlap
+    of `OVERLAP` or more it is right the first time, wrong again, and left out if that is difficult.
+
+    Args:
+        found: For each picture what was detected.
+        truth: For each picture what is there.
+        label: The class.
+    """
+    pictures = np.repeat(np.arange(len(found)), [(one.labels == label).sum() for one in found])
+    scores = np.concatenate([one.scores[one.labels == label] for one in found])
+    boxes = np.concatenate([one.boxes[one.labels == label] for one in found])
+    wanted = [one.boxes[one.labels == label] for one in truth]
+    difficult = [one.difficult[one.labels == label] for one in truth]
+    taken = [np.zeros(len(one), bool) for one in wanted]
+    right = []
+    for row in np.argsort(-scores, kind="stable"):
+        picture = pictures[row]
+        overlap = overlaps(boxes[row], wanted[picture])
+        nearest = overlap.argmax() if len(overlap) else -1
+        if nearest < 0 or overlap[nearest] < OVERLAP:
+            right.append(False)
+        elif not difficult[picture][nearest]:
+            right.append(not taken[picture][nearest])
+            taken[picture][nearest] = True
+    positives = sum(int((~one).sum()) for one in difficult)
+    return Curve(np.cumsum(np.array(right, bool)), positives)
+
+
+def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Gives intersection over union of a box (4,) with others (n, 4), (n,) float64."""
+    box, others = box.astype(np.float64), others.astype(np.float64)
+    edges = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    common = edges.clip(0).prod(1)
+    return common / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - common)
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, number: int) -> np.ndarray:
+    """Counts pixels by true and predicted class, (C, C) int64; void ones are left out.
+
+    Args:
+        truth: Any shape, uint8, 0..C-1 or `VOID`.
+        predicted: The same shape, 0..C-1.
+        number: C.
+    """
+    kept = truth != VOID
+    pairs = truth[kept].astype(np.int64) * number + predicted[kept]
+    return np.bincount(pairs, minlength=number * number).reshape(number, number)
+
+
+def miou(counts: np.ndarray) -> float:
+    """Gives the mean over classes of intersection over union, 0..1.
+
+    A class that is neither there nor predicted has no value and is left out.
+
+    Args:
+        counts: (C, C) as `confusion` gives them.
+    """
+    common = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - common
+    if not union.any():
+        raise DataError("expected pixels of some class, all are void")
+    return float((common[union > 0] / union[union > 0]).mean())

@@ -1,0 +1,253 @@
+"""Training on pictures of all sizes with boxes or masks, for the evaluations on PASCAL VOC.
+
+Beside the one loop for packed images (`kt/core/training.py`), which cuts equal views from a pack
+and counts right labels: here a picture is read from its file, and the loss is the network's own.
+Chance is a function of seed, epoch and picture here as there, and a stopped training goes on
+exactly where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kt.config import Schedule
+from kt.core import draws, hardware, images, judge, lock, resume, step, training
+from kt.core.backbone import Backbone
+from kt.core.ending import Flag
+from kt.core.optimiser import Optimiser
+from kt.core.step import DataError, Interrupted
+
+
+class Trunk(nn.Module):
+    """A copy of a backbone up to a layer, to be trained on.
+
+    Batch norms keep the statistics that they came with: those of a few pictures are too noisy, as
+    is usual in detection. The trunk alone is computed in the type of `Schedule.precision`.
+    """
+
+    def __init__(self, backbone: Backbone, layer: str | None, size: int, settings: Schedule):
+        """Takes pictures of `size` pixels to learn the numbers of channels.
+
+        Raises:
+            ConfigError: There is no such layer, or the pictures are too small.
+        """
+        super().__init__()
+        last = backbone.check_layer(layer)
+        kept = backbone.layers[: backbone.layers.index(last) + 1]
+        self.channels = {name: backbone.map_shape(size, name)[0] for name in kept}
+        self.out_channels = self.channels[last]
+        self.backbone = Backbone({name: copy.deepcopy(backbone.stages[name]) for name in kept})
+        self.backbone.mean.copy_(backbone.mean)
+        self.backbone.std.copy_(backbone.std)
+        self.dtype = hardware.precision(settings.precision, hardware.device())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised pictures (B, 3, H, W) to the last map (B, M, h, w) float32."""
+        return self.maps(pictures, self.backbone.layers[-1:])[self.backbone.layers[-1]]
+
+    def maps(self, pictures: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Gives the maps of several layers, float32."""
+        half = self.dtype != torch.float32
+        with torch.autocast(pictures.device.type, self.dtype, enabled=half):
+            found = self.backbone.maps(pictures, layers)
+        return {name: maps.float() for name, maps in found.items()}
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Switches between training and use; batch norms stay as in use."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+
+class Classifier(nn.Module):
+    """A trunk under one linear layer on its pooled map."""
+
+    def __init__(self, trunk: Trunk, edge: int, size: int, num_classes: int):
+        """Pools the map to at most edge x edge for pictures of `size` pixels."""
+        super().__init__()
+        self.trunk, self.edge = trunk, edge
+        channels, height, width = trunk.backbone.map_shape(size)
+        self.head = nn.Linear(channels * min(height, edge) * min(width, edge), num_classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised pictures (B, 3, S, S) to scores (B, C) float32."""
+        maps = self.trunk(pictures)
+        edges = [min(side, self.edge) for side in maps.shape[-2:]]
+        return self.head(functional.adaptive_avg_pool2d(maps, edges).flatten(1))
+
+
+class FCN(nn.Module):
+    """A fully convolutional network (Long et al., CVPR 2015).
+
+    A 1x1 convolution scores each place of the last map; scores are enlarged bilinearly, on their
+    way to the picture's size those of earlier layers are added (FCN-16s, FCN-8s), which begin as
+    zeros.
+    """
+
+    def __init__(self, trunk: Trunk, skips: Sequence[str], num_classes: int):
+        """Takes the layers to add, in any order.
+
+        Raises:
+            ConfigError: The trunk has no such layer.
+        """
+        super().__init__()
+        self.trunk, self.num_classes, order = trunk, num_classes, trunk.backbone.layers
+        self.last = order[-1]
+        found = {trunk.backbone.check_layer(name) for name in skips} - {self.last}
+        self.skips = sorted(found, key=order.index, reverse=True)
+        self.heads = nn.ModuleDict(
+            {n: nn.Conv2d(trunk.channels[n], num_classes, 1) for n in (self.last, *self.skips)}
+        )
+        for name in self.skips:
+            nn.init.zeros_(self.heads[name].weight)
+            nn.init.zeros_(self.heads[name].bias)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised pictures (B, 3, H, W) to scores (B, C, H, W) float32."""
+        maps = self.trunk.maps(pictures, [self.last, *self.skips])
+        scores = self.heads[self.last](maps[self.last])
+        for name in self.skips:
+            scores = _enlarged(scores, maps[name].shape[-2:]) + self.heads[name](maps[name])
+        return _enlarged(scores, pictures.shape[-2:])
+
+
+def _enlarged(scores: Tensor, size) -> Tensor:
+    return functional.interpolate(scores, tuple(size), mode="bilinear", align_corners=False)
+
+
+@dataclasses.dataclass
+class Job:
+    """One training.
+
+    Attributes:
+        network: What is trained, in place.
+        names: Of the N pictures.
+        load: From rows and epoch to a batch; on a thread of its own, so from files and draws alone.
+        loss: From such a batch to the loss, in training mode, on the network's device.
+        settings: From the config.
+        seed: Of order, draws and dropout.
+        name: For progress lines.
+        state: Folder for resume states, or None.
+        fingerprint: Settings that a resume state must share.
+    """
+
+    network: nn.Module
+    names: Sequence[str]
+    load: Callable[[list[int], int], Any]
+    loss: Callable[[Any], Tensor]
+    settings: Schedule
+    seed: int
+    name: str
+    state: Path | None
+    fingerprint: dict
+
+    def __post_init__(self):
+        """Hashes the names, once."""
+        self.ids = torch.from_numpy(images.key_ids(list(self.names)))
+
+
+def train(job: Job) -> nn.Module:
+    """Trains the network; gives it on its device, ready for use.
+
+    Raises:
+        DataError: The loss is not finite; step and pictures are named.
+        Interrupted: A signal came; the resume state is written.
+    """
+    where, settings = hardware.device(), job.settings
+    network = job.network.to(where).train()
+    hardware.set_up(where, settings.deterministic)
+    torch.backends.cudnn.benchmark = False  # of each new size of picture it would time anew
+    optimiser = Optimiser(network, settings, hardware.precision(settings.precision, where))
+    batch = min(settings.batch, len(job.names))
+    per_epoch = len(job.names) // batch
+    total = per_epoch * settings.epochs
+    kept = None if job.state is None else lock.claim(job.state)  # as long as the name lives
+    first = _resume(job, optimiser, where)
+    writer = resume.Writer(job.state, job.fingerprint)
+    generator = hardware.generator(where)
+    progress = step.Progress(job.name, total * batch, "img", first * batch)
+    step.detail(
+        "%s: %d pictures, %d steps of %d on %s", job.name, len(job.names), total, batch, where
+    )
+    try:
+        with Flag() as stop, ThreadPoolExecutor(1, "load") as thread:
+            ahead = thread.submit(_load, job, first, per_epoch, batch) if first < total else None
+            for number in range(first, total):
+                rows, content = ahead.result()
+                if number + 1 < total:
+                    ahead = thread.submit(_load, job, number + 1, per_epoch, batch)
+                generator.manual_seed(training._step_seed(job.seed, number))
+                loss = job.loss(content)
+                _check_finite(job, float(loss.detach()), number + 1, rows)
+                optimiser.scaled(loss).backward()
+                optimiser.step(settings.lr * training.rate(number, total, settings))
+                progress.add(batch, f"loss {float(loss.detach()):.3f}")
+                if stop.is_set() or writer.due():
+                    _save(writer, job, optimiser, number + 1)
+                if stop.is_set():
+                    raise Interrupted(f"{job.name}: stopped at step {number + 1}; run it again")
+    finally:
+        writer.close()
+        if kept:
+            kept.close()
+    progress.close()
+    return network.eval()
+
+
+def fingerprint(backbone: Backbone, options, names: Sequence[str], seed: int) -> dict:
+    """Gives what a resume state must share with whoever goes on."""
+    listed = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    digest = judge.weights_digest(backbone)
+    return {"network": digest, "options": options, "pictures": listed, "seed": seed}
+
+
+def chances(names: Sequence[str], seed: int, epoch: int, count: int) -> Tensor:
+    """Draws (B, count) float32 in [0, 1) for pictures in an epoch, by seed and name alone."""
+    ids = torch.from_numpy(images.key_ids(list(names)))
+    return draws.uniform(seed, "voc views", epoch, ids, count)
+
+
+def _load(job: Job, number: int, per_epoch: int, batch: int) -> tuple[list[int], Any]:
+    """Reads the batch of a step; the order of an epoch depends on seed, epoch and names alone."""
+    epoch, place = divmod(number, per_epoch)
+    order = draws.permutation(job.seed, "voc order", epoch, job.ids)
+    rows = order[place * batch : (place + 1) * batch].tolist()
+    return rows, job.load(rows, epoch)
+
+
+def _check_finite(job: Job, loss: float, number: int, rows: list[int]) -> None:
+    if not math.isfinite(loss):
+        raise DataError(
+            f"{job.name}: the loss is {loss} at step {number} (lr up to {job.settings.lr:.2g}); "
+            f"pictures of the batch: {[job.names[row] for row in rows]}; lower the learning rate "
+            "or look at these pictures"
+        )
+
+
+def _save(writer: resume.Writer, job: Job, optimiser: Optimiser, number: int) -> None:
+    state = {"network": job.network.state_dict(), "optimiser": optimiser.state_dict()}
+    writer.save(number, {**state, "step": number})
+
+
+def _resume(job: Job, optimiser: Optimiser, where: torch.device) -> int:
+    """Takes over the newest state of the same settings; gives the step to go on from."""
+    content = None if job.state is None else resume.newest(job.state, job.fingerprint, where)
+    if content is None:
+        return 0
+    job.network.load_state_dict(content["network"])
+    optimiser.load_state_dict(content["optimiser"])
+    step.log.info("%s: goes on at step %d", job.name, content["step"])
+    return content["step"]

@@ -1,0 +1,243 @@
+"""PASCAL VOC 2007 classification: which of 20 classes a picture shows, several at once (mAP).
+
+On frozen features of each layer: a linear support vector machine for each class against the rest,
+as in VISSL (Goyal et al., ICCV 2019). Its penalty is chosen on the challenge's own split of
+trainval into train and val, then all of trainval is fitted and test is judged. With `finetune` the
+whole network is trained, too (paper, section 5).
+
+Differs from the paper: a picture is squeezed into a square and seen once, where its code cuts
+random squares in training and averages over ten in the test; so numbers are lower.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Count, Name, Schedule, Settings
+
+NEEDS_LABELS = False  # its labels are its own
+FROZEN = False
+BATCH = 64
+YEAR = "VOC2007"
+
+
+class Options(Settings):
+    """Options of the evaluation in the config."""
+
+    path: Annotated[str, Field(description="folder VOCdevkit with VOC2007 in it, test included")]
+    size: Annotated[int, Field(ge=12, description="pictures are squeezed to size x size, pixels")]
+    layers: Annotated[list[Name], Field(description="layers judged; []: every one")]
+    map: Annotated[Count, Field(description="each layer's map is pooled to map x map")]
+    penalties: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        Field(
+            min_length=1,
+            description="tried for each class: penalty / 2 x sum of squared weights, beside the "
+            "mean squared hinge loss",
+        ),
+    ]
+    iterations: Annotated[Count, Field(description="of L-BFGS, at most")]
+    finetune: Annotated[
+        Schedule | None,
+        Field(
+            description="also train the whole network under a linear layer, keys as under "
+            "`training` of voc_detection; null: do not"
+        ),
+    ]
+
+
+def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
+    """Gives map_11, map_area and validation_map for each layer, and tuned_map_11, tuned_map_area.
+
+    Raises:
+        ConfigError: The devkit or a layer is not there.
+        DataError: Something in the devkit is not what it should be.
+    """
+    from kt.core import images, judge, voc, voc_metrics
+
+    root = voc.folder(options.path, YEAR)
+    names = {
+        split: voc.names(root, "Main", split) for split in ("train", "val", "trainval", "test")
+    }
+    truth = {split: voc.labels(root, split) for split in ("trainval", "test")}
+    kept, out = (
+        images.rows_of(names["trainval"], names[split], f"{root}: trainval, {split}")
+        for split in ("train", "val")
+    )
+    layers = [backbone.check_layer(layer) for layer in options.layers] or backbone.layers
+    seen, unseen = (
+        features(backbone, root, names[split], layers, options) for split in ("trainval", "test")
+    )
+    found = []
+    for layer in layers:
+        rows, mean, std = standardised(seen[layer])
+        weights, best = choose(rows, truth["trainval"], kept, out, options)
+        guess = decide((unseen[layer] - mean) / std, weights)
+        known = {"layer": layer, "dataset": YEAR}
+        found += judge.records({"validation_map": best}, len(out), **known)
+        found += judge.records(
+            voc_metrics.mean_precision(curves(guess, truth["test"])), len(guess), **known
+        )
+    if options.finetune:
+        guess = tuned(backbone, root, names, truth["trainval"], data, options, seed)
+        values = voc_metrics.mean_precision(curves(guess, truth["test"]))
+        values = {f"tuned_{name}": value for name, value in values.items()}
+        found += judge.records(values, len(guess), dataset=YEAR)
+    return found
+
+
+def features(backbone, root, names, layers, options: Options) -> dict:
+    """Gives pooled features of squeezed pictures, (N, D) float32 for each layer, on the CPU."""
+    import torch
+
+    from kt.core.backbone import pool
+
+    found = {layer: [] for layer in layers}
+    with torch.inference_mode():
+        for first in range(0, len(names), BATCH):
+            pixels = squeezed(root, names[first : first + BATCH], options.size)
+            pictures = backbone.normalise(pixels.to(backbone.mean.device))
+            for layer, maps in backbone.maps(pictures, layers).items():
+                found[layer].append(pool(maps, options.map).cpu())
+        return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def squeezed(root, names, size: int):
+    """Reads pictures as squares, (B, 3, size, size) uint8."""
+    import numpy as np
+    import torch
+
+    from kt.core import voc
+
+    return torch.from_numpy(np.stack([voc.squeezed(root, name, size) for name in names]))
+
+
+def standardised(rows):
+    """Gives rows (N, D) with mean 0 and deviation 1 of each column, and both, (D,) float32."""
+    mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
+    return (rows - mean) / std, mean, std
+
+
+def choose(rows, truth, kept, out, options: Options):
+    """Fits each class with the penalty that ranks the held-out pictures best.
+
+    Args:
+        rows: (N, D) float32, standardised.
+        truth: (N, C) int8: 1, -1, or 0 left out.
+        kept: Rows to fit the candidates on.
+        out: Held-out rows to choose by.
+        options: `penalties` and `iterations`.
+
+    Returns:
+        (D + 1, C) float32 weights fitted on all rows, and the mean over classes of the best areas.
+    """
+    import numpy as np
+    import torch
+
+    from kt.core import voc_metrics
+
+    number, signs = truth.shape[1], torch.from_numpy(truth).float()
+    best, penalty = np.full(number, -1.0), torch.ones(number)
+    start = torch.zeros(rows.shape[1] + 1, number)
+    for candidate in sorted(options.penalties, reverse=True):  # each starts from the one before
+        tried = torch.full((number,), candidate)
+        start = fit(rows[kept], signs[kept], start, tried, options.iterations)
+        ranked = curves(decide(rows[out], start), truth[out])
+        areas = np.array([voc_metrics.area(c) if c.positives else 0.0 for c in ranked])
+        penalty[torch.from_numpy(areas > best)] = candidate
+        best = np.maximum(best, areas)
+    known = [curve.positives > 0 for curve in ranked]
+    weights = fit(rows, signs, start, penalty, options.iterations)
+    return weights, float(best[known].mean()) if any(known) else 0.0
+
+
+def fit(rows, signs, start, penalty, iterations: int):
+    """Fits linear support vector machines, one for each class, with the squared hinge loss.
+
+    Each minimises mean(max(0, 1 - sign * score)^2) + penalty / 2 * squared weights over the
+    pictures whose sign is not 0.
+
+    Args:
+        rows: (N, D) float32, standardised.
+        signs: (N, C) float32: 1, -1, or 0 left out.
+        start: (D + 1, C) float32 weights to start from.
+        penalty: (C,) float32; acts on the weights, not on the biases.
+        iterations: Of SciPy's L-BFGS, at most.
+
+    Returns:
+        (D + 1, C) float32; the last row holds the biases.
+    """
+    import numpy as np
+    import torch
+    from scipy.optimize import minimize
+
+    counted = signs.abs().sum(0).clamp(min=1)
+
+    def loss_and_gradient(flat):
+        weights = torch.from_numpy(flat).to(rows).view_as(start)
+        short = (signs.abs() - signs * decide(rows, weights)).clamp(min=0) / counted.sqrt()
+        loss = short.square().sum() + (penalty / 2 * weights[:-1].square()).sum()
+        error = -2 * signs * short / counted.sqrt()
+        gradient = torch.cat([rows.T @ error + penalty * weights[:-1], error.sum(0)[None]])
+        return float(loss), gradient.flatten().numpy().astype(np.float64)
+
+    found = minimize(
+        loss_and_gradient, start.flatten().double().numpy(), jac=True, method="L-BFGS-B",
+        options={"maxiter": iterations, "gtol": 1e-5, "ftol": 0},
+    )  # fmt: skip
+    return torch.from_numpy(found.x).to(start).view_as(start)
+
+
+def decide(rows, weights):
+    """Gives the score of each class, (N, C) float32, for rows (N, D)."""
+    return rows @ weights[:-1] + weights[-1]
+
+
+def curves(scores, truth) -> list:
+    """Ranks the pictures for each class by scores (N, C) against truth (N, C)."""
+    from kt.core import voc_metrics
+
+    pairs = zip(scores.numpy().T, truth.T, strict=True)
+    return [voc_metrics.ranking(column, given) for column, given in pairs]
+
+
+def tuned(backbone, root, names, truth, data, options: Options, seed: int):
+    """Trains a copy of the network on trainval; gives scores (N, C) float32 of test."""
+    import torch
+    from torch.nn import functional
+
+    from kt.core import voc_training
+
+    torch.manual_seed(seed)  # the head's weights
+    trunk = voc_training.Trunk(backbone, None, options.size, options.finetune).cpu()
+    network = voc_training.Classifier(trunk, options.map, options.size, truth.shape[1])
+    signs = torch.from_numpy(truth).float()
+
+    def load(rows, epoch):
+        given = [names["trainval"][row] for row in rows]
+        mirrored = voc_training.chances(given, seed, epoch, 1) < 0.5
+        pixels = squeezed(root, given, options.size)
+        return torch.where(mirrored[..., None, None], pixels.flip(-1), pixels), signs[rows]
+
+    def loss(batch):
+        pixels, wanted = (part.to(trunk.backbone.mean.device) for part in batch)
+        scores = network(trunk.backbone.normalise(pixels))
+        each = functional.binary_cross_entropy_with_logits(
+            scores, wanted.clamp(min=0), wanted.abs(), reduction="sum"
+        )
+        return each / wanted.abs().sum().clamp(min=1)
+
+    job = voc_training.Job(
+        network, names["trainval"], load, loss, options.finetune, seed, "VOC2007 fine-tuning",
+        data.state, voc_training.fingerprint(backbone, options, names["trainval"], seed),
+    )  # fmt: skip
+    voc_training.train(job)
+    with torch.inference_mode():
+        parts = [
+            network(trunk.backbone.normalise(pixels.to(trunk.backbone.mean.device))).cpu()
+            for first in range(0, len(names["test"]), BATCH)
+            for pixels in [squeezed(root, names["test"][first : first + BATCH], options.size)]
+        ]
+    return torch.cat(parts)

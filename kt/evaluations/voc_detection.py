@@ -1,0 +1,172 @@
+"""PASCAL VOC 2007 detection: Faster R-CNN on the network, trainval to test (mAP at overlap 0.5).
+
+Differs from the paper (section 5): it trains Fast R-CNN on selective search's regions, with the
+fully connected layers of AlexNet as the head, for 150,000 steps. Here torchvision's Faster R-CNN
+finds its regions itself (Ren et al., NeurIPS 2015), pools them by RoI align from one map, and its
+head has two new fully connected layers, since those of the targets are not kept. Pictures have one
+scale, in training and test.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kt.config import Count, Name, Schedule, Settings
+
+NEEDS_LABELS = False  # its labels are its own
+FROZEN = False
+YEAR = "VOC2007"
+SUPPRESSED = 0.3  # overlap from which the better box of a class stays (Girshick, ICCV 2015)
+
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class Options(Settings):
+    """Options of the evaluation in the config."""
+
+    path: Annotated[str, Field(description="folder VOCdevkit with VOC2007 in it, test included")]
+    layer: Annotated[Name | None, Field(description="whose map is pooled; null: the last")]
+    min_size: Annotated[Count, Field(description="shorter side is resized to this, pixels")]
+    max_size: Annotated[Count, Field(description="the longer side at most, pixels")]
+    anchors: Annotated[
+        list[Above0], Field(min_length=1, description="edges of the anchor boxes, pixels")
+    ]
+    ratios: Annotated[list[Above0], Field(min_length=1, description="height / width of anchors")]
+    pooled: Annotated[Count, Field(description="regions are pooled to pooled x pooled")]
+    hidden: Annotated[Count, Field(description="units of both layers of the head")]
+    proposals: Annotated[Count, Field(description="regions kept of a picture")]
+    training: Annotated[Schedule, Field(description="of the whole network")]
+
+
+def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
+    """Gives map_11 and map_area.
+
+    Raises:
+        ConfigError: The devkit or a layer is not there, or its stride is no power of 2.
+        DataError: Something in the devkit is not what it should be.
+    """
+    from kt.core import judge, voc, voc_metrics
+
+    root = voc.folder(options.path, YEAR)
+    seen, unseen = (voc.names(root, "Main", split) for split in ("trainval", "test"))
+    taught, truth = ([voc.objects(root, name) for name in names] for names in (seen, unseen))
+    network = trained(backbone, root, seen, taught, data.state, options, seed)
+    found = [boxes_of(network, picture(root, *pair)) for pair in zip(unseen, truth, strict=True)]
+    curves = [voc_metrics.detection(found, truth, label) for label in range(len(voc.CLASSES))]
+    values = voc_metrics.mean_precision(curves)
+    layer = backbone.check_layer(options.layer)
+    return judge.records(values, len(unseen), layer=layer, dataset=YEAR)
+
+
+def trained(backbone, root, names, truth, state, options: Options, seed: int):
+    """Trains a detector on pictures and their objects; difficult ones are left out."""
+    import torch
+
+    from kt.core import voc_training
+
+    torch.manual_seed(seed)  # the head's weights
+    network = build(backbone, options).cpu()
+
+    def load(rows, epoch):
+        mirrored = voc_training.chances([names[row] for row in rows], seed, epoch, 1)[:, 0] < 0.5
+        return [
+            shown(picture(root, names[row], truth[row]), truth[row], bool(flip))
+            for row, flip in zip(rows, mirrored, strict=True)
+        ]
+
+    def loss(batch):
+        where = network.backbone.backbone.mean.device
+        pictures = [pixels.to(where) for pixels, _ in batch]
+        targets = [{key: part.to(where) for key, part in target.items()} for _, target in batch]
+        return sum(network(pictures, targets).values())
+
+    job = voc_training.Job(
+        network, names, load, loss, options.training, seed, "VOC2007 detection", state,
+        voc_training.fingerprint(backbone, options, names, seed),
+    )  # fmt: skip
+    return voc_training.train(job)
+
+
+def check_stride(backbone, layer: str | None) -> None:
+    """Checks that a layer's stride is a power of 2: torchvision takes the nearest one for it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    from kt.core.step import ConfigError
+
+    small, large = (backbone.map_shape(size, layer)[1] for size in (256, 512))
+    stride = 256 / max(large - small, 1)
+    if stride not in (1, 2, 4, 8, 16, 32, 64):
+        raise ConfigError(
+            f"layer: expected one whose map has a stride of 1, 2, 4, ... 64 pixels, found "
+            f"{backbone.check_layer(layer)} with {stride:.1f}; take another of "
+            f"{', '.join(backbone.layers)}"
+        )
+
+
+def build(backbone, options: Options):
+    """Gives a Faster R-CNN on a copy of the backbone, with fresh heads for 20 classes."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.ops import MultiScaleRoIAlign
+
+    from kt.core import voc
+    from kt.core.voc_training import Trunk
+
+    check_stride(backbone, options.layer)
+    trunk = Trunk(backbone, options.layer, options.min_size, options.training)
+    return FasterRCNN(
+        trunk,
+        min_size=options.min_size,
+        max_size=options.max_size,
+        image_mean=backbone.mean.tolist(),
+        image_std=backbone.std.tolist(),
+        rpn_anchor_generator=AnchorGenerator((tuple(options.anchors),), (tuple(options.ratios),)),
+        rpn_post_nms_top_n_train=options.proposals,
+        rpn_post_nms_top_n_test=options.proposals,
+        box_roi_pool=MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2),
+        box_head=TwoMLPHead(trunk.out_channels * options.pooled**2, options.hidden),
+        box_predictor=FastRCNNPredictor(options.hidden, len(voc.CLASSES) + 1),
+        box_nms_thresh=SUPPRESSED,
+    )
+
+
+def picture(root, name: str, objects):
+    """Reads a picture, (3, H, W) float32 0..1, and checks that the objects are its own."""
+    import numpy as np
+    import torch
+
+    from kt.core import voc
+
+    found = voc.image(root, name)
+    voc.check_size(root, name, found.size, objects.size)
+    return torch.from_numpy(np.array(found)).permute(2, 0, 1).float() / 255
+
+
+def shown(pixels, objects, mirrored: bool):
+    """Gives a picture and its target as torchvision wants them, mirrored or not."""
+    import torch
+
+    boxes = torch.from_numpy(objects.boxes[~objects.difficult])
+    labels = torch.from_numpy(objects.labels[~objects.difficult]) + 1  # 0 is the background
+    if mirrored:
+        left, right = pixels.shape[-1] - boxes[:, 2], pixels.shape[-1] - boxes[:, 0]
+        boxes = torch.stack([left, boxes[:, 1], right, boxes[:, 3]], 1)
+        pixels = pixels.flip(-1)
+    return pixels, {"boxes": boxes, "labels": labels}
+
+
+def boxes_of(network, pixels):
+    """Gives what a trained detector finds in a picture (3, H, W), as `voc_metrics.Boxes`."""
+    import torch
+
+    from kt.core.voc_metrics import Boxes
+
+    with torch.inference_mode():
+        found = network([pixels.to(network.backbone.backbone.mean.device)])[0]
+    boxes, labels, scores = (found[key].cpu().numpy() for key in ("boxes", "labels", "scores"))
+    return Boxes(boxes, labels - 1, scores)

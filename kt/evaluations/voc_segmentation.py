@@ -1,0 +1,174 @@
+"""PASCAL VOC 2012 segmentation: a fully convolutional network, train to val (mIoU).
+
+A 1x1 convolution scores each place of the last map, bilinear enlargement takes the scores to the
+picture's pixels; `skips` adds scores of earlier layers (Long et al., CVPR 2015).
+
+Differs from the paper (section 5), whose numbers are of an FCN with the fully connected layers of
+AlexNet as convolutions: those of the targets are not kept, and enlargement is not learned. The
+additional annotations of Hariharan et al. (ICCV 2011) are used if `train` and `masks` name them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from kt.config import Name, Schedule, Settings
+
+NEEDS_LABELS = False  # its labels are its own
+FROZEN = False
+YEAR = "VOC2012"
+
+
+def rising(options):
+    """Gives the options back, or raises ValueError if the scales are not in order."""
+    if options.scales[0] > options.scales[1]:
+        raise ValueError(f"scales: expected [lowest, highest], found {options.scales}")
+    return options
+
+
+class Options(Settings):
+    """Options of the evaluation in the config."""
+
+    path: Annotated[str, Field(description="folder VOCdevkit with VOC2012 in it")]
+    layer: Annotated[Name | None, Field(description="whose map is scored; null: the last")]
+    skips: Annotated[
+        list[Name], Field(description="earlier layers whose scores are added; [] none")
+    ]
+    train: Annotated[
+        Name, Field(description="list in ImageSets/Segmentation to train on, such as train")
+    ]
+    masks: Annotated[
+        Name, Field(description="folder of its masks: SegmentationClass, SegmentationClassAug")
+    ]
+    crop: Annotated[int, Field(ge=12, description="edge of the training squares, pixels")]
+    scales: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        Field(min_length=2, max_length=2, description="lowest and highest scale of a picture"),
+    ]
+    training: Annotated[Schedule, Field(description="of the whole network")]
+    _order = model_validator(mode="after")(rising)
+
+
+def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
+    """Gives miou, over background and 20 classes; void pixels are left out.
+
+    Raises:
+        ConfigError: The devkit or a layer is not there.
+        DataError: Something in the devkit is not what it should be.
+    """
+    from kt.core import judge, voc, voc_metrics
+
+    root = voc.folder(options.path, YEAR)
+    seen = voc.names(root, "Segmentation", options.train)
+    unseen = voc.names(root, "Segmentation", "val")
+    network = trained(backbone, root, seen, data.state, options, seed)
+    counts = 0
+    for name in unseen:
+        image, mask = pair(root, name, "SegmentationClass")
+        counts = counts + voc_metrics.confusion(mask, classes(network, image), network.num_classes)
+    values = {"miou": voc_metrics.miou(counts)}
+    layer = backbone.check_layer(options.layer)
+    return judge.records(values, len(unseen), layer=layer, dataset=YEAR)
+
+
+def trained(backbone, root, names, state, options: Options, seed: int):
+    """Trains a segmenting network on pictures and their masks."""
+    import numpy as np
+    import torch
+    from torch.nn import functional
+
+    from kt.core import voc, voc_training
+
+    torch.manual_seed(seed)  # the heads' weights
+    trunk = voc_training.Trunk(backbone, options.layer, options.crop, options.training).cpu()
+    network = voc_training.FCN(trunk, options.skips, len(voc.CLASSES) + 1)
+    ground = (255 * trunk.backbone.mean).round().byte().numpy()
+
+    def load(rows, epoch):
+        given = [names[row] for row in rows]
+        chances = voc_training.chances(given, seed, epoch, 4).tolist()
+        views = [
+            view(*pair(root, name, options.masks), options, ground, chance)
+            for name, chance in zip(given, chances, strict=True)
+        ]
+        return [torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True)]
+
+    def loss(batch):
+        pixels, wanted = (part.to(trunk.backbone.mean.device) for part in batch)
+        scores = network(trunk.backbone.normalise(pixels))
+        total = functional.cross_entropy(
+            scores, wanted.long(), ignore_index=voc.VOID, reduction="sum"
+        )
+        return total / (wanted != voc.VOID).sum().clamp(min=1)  # a square may be void all over
+
+    job = voc_training.Job(
+        network, names, load, loss, options.training, seed, "VOC2012 segmentation", state,
+        voc_training.fingerprint(backbone, options, names, seed),
+    )  # fmt: skip
+    return voc_training.train(job)
+
+
+def pair(root, name: str, masks: str):
+    """Reads a picture and its mask (H, W) uint8 of the same size."""
+    from kt.core import voc
+
+    image, mask = voc.image(root, name), voc.mask(root, name, masks)
+    voc.check_size(root / masks, name, image.size, mask.shape[::-1])
+    return image, mask
+
+
+def view(image, mask, options: Options, ground, chance):
+    """Cuts one training square of a scaled, perhaps mirrored picture.
+
+    Args:
+        image: The picture.
+        mask: (H, W) uint8.
+        options: `crop` and `scales`.
+        ground: (3,) uint8, where the picture does not reach; void in the mask.
+        chance: Four numbers in [0, 1): scale, place down and across, mirrored.
+
+    Returns:
+        (3, crop, crop) uint8 and (crop, crop) uint8.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from kt.core import voc
+
+    low, high = options.scales
+    size = [max(1, round(side * (low + chance[0] * (high - low)))) for side in image.size]
+    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    wanted = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    square = np.empty((options.crop, options.crop, 3), np.uint8)
+    square[:] = ground
+    truth = np.full((options.crop, options.crop), voc.VOID, np.uint8)
+    sides = (
+        _places(side, options.crop, share)
+        for side, share in zip(wanted.shape, chance[1:3], strict=True)
+    )
+    (down, to_down), (across, to_across) = sides
+    square[to_down, to_across] = pixels[down, across]
+    truth[to_down, to_across] = wanted[down, across]
+    if chance[3] < 0.5:
+        square, truth = square[:, ::-1], truth[:, ::-1]
+    return np.ascontiguousarray(square.transpose(2, 0, 1)), np.ascontiguousarray(truth)
+
+
+def _places(side: int, crop: int, share: float) -> tuple[slice, slice]:
+    """Gives the stretch taken of a side of a picture, and where it goes on a side of the square."""
+    first, length = int(share * (abs(side - crop) + 1)), min(side, crop)
+    inner, whole = slice(first, first + length), slice(0, length)
+    return (inner, whole) if side >= crop else (whole, inner)
+
+
+def classes(network, image):
+    """Gives the likeliest class of each pixel of a picture, (H, W) int64."""
+    import numpy as np
+    import torch
+
+    trunk = network.trunk.backbone
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return network(trunk.normalise(pixels.to(trunk.mean.device))).argmax(1)[0].cpu().numpy()

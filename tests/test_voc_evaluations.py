@@ -1,0 +1,437 @@
+"""PASCAL VOC's evaluations on drawn devkits: they learn, and they go on after an interruption."""
+
+import argparse
+import json
+import signal
+from pathlib import Path
+
+import crafted
+import drawn_voc
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_evaluations import write_data
+
+from kt import config, evaluate, workflow
+from kt.core import judge, model, voc, voc_metrics, voc_training
+from kt.core.backbone import estimate_statistics
+from kt.core.step import ConfigError, DataError, Interrupted
+from kt.evaluations import voc_classification, voc_detection, voc_segmentation
+
+SCHEDULE = {
+    "epochs": 8, "batch": 6, "optimiser": "adamw", "lr": 0.004, "momentum": 0.9,
+    "weight_decay": 0.01, "schedule": "cosine", "milestones": [], "warmup": 0.05,
+    "precision": "float32", "deterministic": False,
+}  # fmt: skip
+CLASSIFICATION = {
+    "size": 32, "layers": [], "map": 3, "penalties": [0.01, 0.1], "iterations": 50,
+    "finetune": None,
+}  # fmt: skip
+DETECTION = {
+    "layer": None, "min_size": 48, "max_size": 64, "anchors": [12, 18, 26], "ratios": [1.0],
+    "pooled": 4, "hidden": 64, "proposals": 40, "training": SCHEDULE,
+}  # fmt: skip
+SEGMENTATION = {
+    "layer": None, "skips": ["conv2"], "train": "train", "masks": "SegmentationClass", "crop": 48,
+    "scales": [0.8, 1.25], "training": SCHEDULE,
+}  # fmt: skip
+ALL = {
+    "voc_classification": CLASSIFICATION, "voc_detection": DETECTION,
+    "voc_segmentation": SEGMENTATION,
+}  # fmt: skip
+NETWORK = {"name": "plain", "widths": [16, 32, 32], "strides": [2, 2, 2]}
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory):
+    return drawn_voc.write(tmp_path_factory.mktemp("voc") / "VOCdevkit", 30, 12, 15)
+
+
+@pytest.fixture(scope="module")
+def backbone(devkit):
+    found = model.fresh(crafted.plugin(NETWORK), 0)
+    names = [f"{row:06d}" for row in range(30)]
+    estimate_statistics(found, [voc_classification.squeezed(devkit / "VOC2007", names, 48)])
+    return found
+
+
+def options(name, devkit, **changes):
+    return config.options("evaluations", name, {**ALL[name], "path": str(devkit), **changes})
+
+
+def judged(name, backbone, devkit, **changes):
+    values = {**ALL[name], "path": str(devkit), **changes}
+    records = evaluate.judge_one(name, values, backbone, crafted.data(), 0)
+    assert {record["dataset"] for record in records} == {
+        "VOC2012" if name == "voc_segmentation" else "VOC2007"
+    }
+    return {(record["metric"], record.get("layer")): record["value"] for record in records}
+
+
+# ---------------------------------------------------------------------------- classification
+
+
+@pytest.mark.parametrize("penalty", [0.01, 0.3])
+def test_the_support_vector_machine_finds_scikit_learns_optimum(penalty):
+    from sklearn.svm import LinearSVC
+
+    random = np.random.default_rng(0)
+    rows, signs = random.normal(size=(150, 6)), np.ones((150, 2))
+    signs[:, 0] = np.where(rows[:, 0] + random.normal(size=150) > 0.5, 1, -1)
+    signs[:, 1] = np.where(rows[:, 1] - rows[:, 2] > 0.8, 1, -1)
+    signs[random.random((150, 2)) < 0.2] = 0
+    weights = voc_classification.fit(
+        torch.from_numpy(rows).float(), torch.from_numpy(signs).float(), torch.zeros(7, 2),
+        torch.tensor([penalty, 2 * penalty]), 300,
+    )  # fmt: skip
+    for column, own in enumerate((penalty, 2 * penalty)):
+        kept = signs[:, column] != 0
+        # scikit-learn: C * sum of losses + half the squared weights, the bias's hardly among them.
+        peer = LinearSVC(
+            C=1 / (own * kept.sum()), dual=False, tol=1e-10, max_iter=10_000, intercept_scaling=300
+        ).fit(rows[kept], signs[kept, column])
+        assert np.allclose(weights[:-1, column], peer.coef_[0], atol=2e-3)
+        assert float(weights[-1, column]) == pytest.approx(peer.intercept_[0], abs=5e-3)
+
+
+def test_each_class_gets_the_penalty_that_ranks_held_out_pictures_best(monkeypatch, devkit):
+    random = np.random.default_rng(2)
+    rows = torch.from_numpy(random.normal(size=(80, 12))).float()
+    noisy = rows[:, :2].numpy() + [0.5, 2] * random.normal(size=(80, 2))
+    truth = np.where(noisy > 0.7, 1, -1).astype(np.int8)
+    kept, out = np.arange(50), np.arange(50, 80)
+    given = options("voc_classification", devkit, penalties=[0.001, 0.1, 30.0])
+    fits, fit = [], voc_classification.fit
+
+    def spy(rows, signs, start, penalty, iterations):
+        fits.append((len(rows), penalty.tolist()))
+        return fit(rows, signs, start, penalty, iterations)
+
+    monkeypatch.setattr(voc_classification, "fit", spy)
+    _, best = voc_classification.choose(rows, truth, kept, out, given)
+    areas = {}
+    for penalty in given.penalties:
+        weights = fit(
+            rows[kept], torch.from_numpy(truth[kept]).float(), torch.zeros(13, 2),
+            torch.full((2,), penalty), 200,
+        )  # fmt: skip
+        ranked = voc_classification.curves(
+            voc_classification.decide(rows[out], weights), truth[out]
+        )
+        areas[penalty] = [voc_metrics.area(curve) for curve in ranked]
+    largest = sorted(areas, reverse=True)  # of equals the largest
+    wanted = [max(largest, key=lambda penalty: areas[penalty][label]) for label in range(2)]
+    assert fits[-1] == (80, pytest.approx(wanted))
+    assert best == pytest.approx(np.mean(np.max([*areas.values()], 0)), abs=0.02)
+    assert len(set(wanted)) == 2
+
+
+def test_frozen_features_tell_the_drawn_classes_in_every_layer(backbone, devkit):
+    found = judged("voc_classification", backbone, devkit)
+    assert set(found) == {
+        (metric, layer)
+        for metric in ("map_11", "map_area", "validation_map")
+        for layer in backbone.layers
+    }
+    assert min(found.values()) > 0.9  # by chance about 0.45
+
+
+def test_the_layers_that_are_named_are_judged_alone(backbone, devkit):
+    found = judged("voc_classification", backbone, devkit, layers=["conv2"])
+    assert {layer for _, layer in found} == {"conv2"}
+    with pytest.raises(ConfigError, match="layer 'conv9' is not one of conv1, conv2, conv3"):
+        judged("voc_classification", backbone, devkit, layers=["conv9"])
+
+
+def test_test_labels_decide_nothing(backbone, tmp_path):
+    root, outcomes = drawn_voc.write(tmp_path), []
+    for _ in range(2):
+        found = judged("voc_classification", backbone, root)
+        outcomes.append([v for (metric, _), v in found.items() if metric == "validation_map"])
+        for name in drawn_voc.COLOURS:
+            path = root / f"VOC2007/ImageSets/Main/{name}_test.txt"
+            turned = {" 1": "-1", "-1": " 1", " 0": " 0"}
+            lines = path.read_text().splitlines()
+            path.write_text("".join(f"{line[:-2]}{turned[line[-2:]]}\n" for line in lines))
+    assert outcomes[0] == outcomes[1] and found["map_area", "conv3"] < 0.7
+
+
+def test_fine_tuning_ranks_what_an_untrained_head_does_not(backbone, devkit):
+    layers = {"layers": ["conv3"]}
+    made = {**SCHEDULE, "epochs": 15}
+    found = judged("voc_classification", backbone, devkit, **layers, finetune=made)
+    still = judged("voc_classification", backbone, devkit, **layers, finetune=made | {"lr": 1e-12})
+    assert found["tuned_map_11", None] > max(0.9, still["tuned_map_11", None] + 0.2)
+
+
+# ---------------------------------------------------------------------------- detection
+
+
+def test_a_trained_detector_finds_what_an_untrained_one_does_not(backbone, devkit):
+    found = judged("voc_detection", backbone, devkit, training={**SCHEDULE, "epochs": 16})
+    still = judged(
+        "voc_detection", backbone, devkit, training={**SCHEDULE, "epochs": 1, "lr": 1e-9}
+    )
+    for metric in ("map_11", "map_area"):
+        assert found[metric, "conv3"] > 0.5 > 0.1 > still[metric, "conv3"]
+
+
+def test_a_mirrored_picture_has_its_boxes_where_its_objects_are(devkit):
+    root = devkit / "VOC2007"
+    for row in range(4):
+        objects = voc.objects(root, f"{row:06d}")
+        pixels = voc_detection.picture(root, f"{row:06d}", objects)
+        for mirrored in (False, True):
+            shown, target = voc_detection.shown(pixels, objects, mirrored)
+            assert torch.equal(target["labels"], torch.from_numpy(objects.labels) + 1)
+            for box, label in zip(target["boxes"].int().tolist(), objects.labels, strict=True):
+                inner = shown[:, box[1] + 2 : box[3] - 2, box[0] + 2 : box[2] - 2]
+                colour = np.array(drawn_voc.COLOURS[voc.CLASSES[label]]) / 255
+                assert np.abs(inner.mean((1, 2)).numpy() - colour).max() < 0.05
+
+
+def test_difficult_objects_are_not_taught(devkit):
+    objects = voc.objects(devkit / "VOC2007", "000006")  # two difficult ones
+    assert objects.difficult.all() and len(objects.boxes) == 2
+    _, target = voc_detection.shown(torch.zeros(3, 48, 64), objects, True)
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+
+
+def test_the_detector_sees_what_the_backbone_expects(backbone, devkit):
+    network = voc_detection.build(backbone, options("voc_detection", devkit)).eval()
+    pixels = torch.from_numpy(crafted.scenes(1, 64))
+    given = network.transform([pixels[0].float() / 255])[0].tensors
+    wanted = torch.nn.functional.interpolate(
+        backbone.normalise(pixels), (48, 48), mode="bilinear", align_corners=False
+    )
+    assert torch.allclose(given[..., :48, :48], wanted, atol=1e-4)
+    assert torch.allclose(network.backbone(given), backbone(given), atol=1e-5)
+
+
+def test_a_layer_whose_stride_is_no_power_of_two_is_refused(devkit):
+    odd = model.fresh(crafted.plugin(NETWORK, strides=[2, 3, 1]), 0)
+    with pytest.raises(ConfigError, match="layer: expected .*, found conv3 with 6.0; take another"):
+        judged("voc_detection", odd, devkit)
+    voc_detection.check_stride(odd, "conv1")
+    alexnet = crafted.plugin({"name": "torchvision", "model": "alexnet", "last": None})
+    voc_detection.check_stride(model.fresh(alexnet, 0), None)  # 16, though 224 px give 13 x 13
+
+
+def test_an_annotation_of_another_picture_is_refused(backbone, tmp_path):
+    root = drawn_voc.write(tmp_path)
+    drawn_voc.write_picture(root / "VOC2007", "000003", [], (60, 48))
+    with pytest.raises(DataError, match="000003 has 60 x 48 pixels, its annotation .* 64 x 48"):
+        judged("voc_detection", backbone, root)
+
+
+# ---------------------------------------------------------------------------- segmentation
+
+
+def test_a_trained_network_segments_what_an_untrained_one_does_not(backbone, devkit):
+    found = judged("voc_segmentation", backbone, devkit)
+    still = judged("voc_segmentation", backbone, devkit, training={**SCHEDULE, "lr": 1e-9})
+    assert found["miou", "conv3"] > 0.6 and still["miou", "conv3"] < 0.2
+
+
+def test_additional_masks_are_trained_on_where_the_options_name_them(backbone, tmp_path):
+    root = drawn_voc.write(tmp_path)
+    year = root / "VOC2012"
+    (year / "SegmentationClassAug").mkdir()
+    lines = (year / "ImageSets/Segmentation/train.txt").read_text() + "000018\n"
+    (year / "ImageSets/Segmentation/trainaug.txt").write_text(lines)
+    for name in lines.split():  # in grey, as they are passed around; background alone
+        Image.new("L", (64, 48)).save(year / f"SegmentationClassAug/{name}.png")
+    more = {"train": "trainaug", "masks": "SegmentationClassAug"}
+    found = judged("voc_segmentation", backbone, root, **more)
+    assert found["miou", "conv3"] < 0.3  # it has never been shown an object
+
+
+@pytest.mark.parametrize("crop", [40, 48, 90])
+def test_a_square_of_a_picture_has_its_mask_in_the_same_place(devkit, crop):
+    image, mask = voc_segmentation.pair(devkit / "VOC2012", "000001", "SegmentationClass")
+    given = options("voc_segmentation", devkit, crop=crop, scales=[0.7, 1.4])
+    ground, seen = np.array([10, 20, 30], np.uint8), set()
+    for row in range(40):
+        chance = np.random.default_rng(row).random(4).tolist()
+        square, truth = voc_segmentation.view(image, mask, given, ground, chance)
+        assert square.shape == (3, crop, crop) and truth.shape == (crop, crop)
+        outside = (square == ground[:, None, None]).all(0)
+        assert (truth[outside] == voc.VOID).all()
+        coloured = (np.ptp(square.astype(int), axis=0) > 100) & ~outside
+        known = ~outside & (truth != voc.VOID)
+        assert (coloured == (truth > 0))[known].mean() > 0.98
+        seen.add(square.tobytes())
+    assert len(seen) > 30
+
+
+def test_a_picture_keeps_its_sides_unless_it_is_mirrored(devkit):
+    image, mask = voc_segmentation.pair(devkit / "VOC2012", "000001", "SegmentationClass")
+    given = options("voc_segmentation", devkit, crop=64, scales=[1.0, 1.0])
+    ground = np.zeros(3, np.uint8)
+    one, truth = voc_segmentation.view(image, mask, given, ground, [0.3, 0.0, 0.0, 0.9])
+    assert np.array_equal(one[:, :48], np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(truth[:48], mask) and (truth[48:] == voc.VOID).all()
+    two, mirrored = voc_segmentation.view(image, mask, given, ground, [0.3, 0.0, 0.0, 0.1])
+    assert np.array_equal(two, one[..., ::-1]) and np.array_equal(mirrored, truth[..., ::-1])
+
+
+def test_a_square_of_void_alone_gives_no_loss_but_a_finite_one(backbone, tmp_path):
+    root = drawn_voc.write(tmp_path)
+    for path in (root / "VOC2012/SegmentationClass").glob("00000*.png"):
+        drawn_voc.write_mask(path, np.full((48, 64), voc.VOID, np.uint8))
+    found = judged("voc_segmentation", backbone, root, training=SCHEDULE | {"batch": 1})
+    assert found["miou", "conv3"] > 0
+
+
+def schedule(**changes):
+    return config.Schedule(**{**SCHEDULE, **changes})
+
+
+def test_scores_of_earlier_layers_are_added_on_the_way_up(backbone):
+    trunk = voc_training.Trunk(backbone, None, 48, schedule())
+    network = voc_training.FCN(trunk, ["conv1", "conv3", "conv2"], 5).eval()
+    pictures = torch.randn(2, 3, 45, 50)
+
+    def up(scores, size):
+        return torch.nn.functional.interpolate(scores, size, mode="bilinear")
+
+    with torch.no_grad():
+        alone = voc_training.FCN(trunk, [], 5).eval()
+        alone.heads["conv3"].load_state_dict(network.heads["conv3"].state_dict())
+        steps = up(up(up(alone.heads["conv3"](trunk(pictures)), (12, 13)), (23, 25)), (45, 50))
+        assert torch.allclose(network(pictures), steps, atol=1e-5)  # added ones begin as zeros
+        for head in network.heads.values():
+            torch.nn.init.normal_(head.weight)
+            torch.nn.init.normal_(head.bias)
+        scored = {
+            layer: network.heads[layer](maps)
+            for layer, maps in trunk.maps(pictures, backbone.layers).items()
+        }
+        expected = up(scored["conv3"], (12, 13)) + scored["conv2"]
+        expected = up(up(expected, (23, 25)) + scored["conv1"], (45, 50))
+        assert torch.allclose(network(pictures), expected, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def test_a_trunk_ends_at_its_layer_and_keeps_the_statistics_of_its_norms(backbone):
+    trunk = voc_training.Trunk(backbone, "conv2", 48, schedule()).train()
+    assert trunk.backbone.layers == ["conv1", "conv2"] and trunk.out_channels == 32
+    pictures = torch.randn(2, 3, 48, 48)
+    assert torch.equal(trunk(pictures), backbone(pictures, "conv2"))  # as in use
+    before = {name: value.clone() for name, value in trunk.named_buffers()}
+    trunk(pictures).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in trunk.named_buffers())
+    assert all(weight.grad is not None for weight in trunk.parameters())
+
+
+def test_a_half_precise_trunk_gives_float32_close_to_a_precise_one(backbone):
+    pictures = torch.randn(2, 3, 48, 48)
+    exact, half = (
+        voc_training.Trunk(backbone, None, 48, schedule(precision=kind))(pictures)
+        for kind in ("float32", "bfloat16")
+    )
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def toy(names, state=None, seed=0, loss=None, **changes):
+    """Gives a job that fits one number, and notes which pictures it was shown."""
+    network, shown = torch.nn.Linear(1, 1), []
+
+    def load(rows, epoch):
+        return epoch, rows
+
+    def fit(batch):
+        shown.append(batch)
+        return network(torch.ones(1, 1)).square().mean()
+
+    settings = schedule(**{"epochs": 3, "batch": 4, **changes})
+    return voc_training.Job(
+        network, names, load, loss or fit, settings, seed, "toy", state, {}
+    ), shown
+
+
+def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own():
+    job, shown = toy([f"p{row}" for row in range(12)])
+    voc_training.train(job)
+    epochs = [
+        [row for epoch, rows in shown if epoch == number for row in rows] for number in range(3)
+    ]
+    assert all(sorted(order) == list(range(12)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 3
+    again, other = toy(job.names), toy(job.names, seed=1)
+    for one, _ in (again, other):
+        voc_training.train(one)
+    assert again[1] == shown and other[1] != shown
+
+
+def test_a_loss_that_is_not_finite_names_step_and_pictures():
+    job, _ = toy(["a", "b"], loss=lambda batch: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(DataError, match=r"toy: the loss is nan at step 1 .*'[ab]', '[ab]'"):
+        voc_training.train(job)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_evaluation_changes_the_backbone_or_depends_on_the_one_before(name, backbone, devkit):
+    changes = {"training": {**SCHEDULE, "epochs": 1}}
+    if name == "voc_classification":
+        changes = {"finetune": changes["training"]}
+    before, found = judge.weights_digest(backbone), []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append(judged(name, backbone, devkit, **changes))
+    assert found[0] == found[1] and judge.weights_digest(backbone) == before
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    name, backbone, devkit, tmp_path, monkeypatch
+):
+    write_data(tmp_path / "data", crafted.data())
+    model.save(tmp_path / "s0", backbone, crafted.plugin(NETWORK), {})
+    part = "finetune" if name == "voc_classification" else "training"
+    values = {**ALL[name], "path": str(devkit), part: {**SCHEDULE, "epochs": 2}}
+    arguments = argparse.Namespace(
+        model=[tmp_path / "s0"], seeds=[0], describe={"dataset": "discs"}, state=None,
+        evaluations={name: values}, data=tmp_path / "data", output=tmp_path / "whole.json",
+    )  # fmt: skip
+    made, load, stop_at = [], voc_training._check_finite, None
+
+    def spy(job, loss, number, rows):
+        made.append((number, loss))
+        if number == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return load(job, loss, number, rows)
+
+    monkeypatch.setattr(voc_training, "_check_finite", spy)
+    evaluate.run(arguments)
+    whole = [*made]
+    made.clear()
+    stop_at = len(whole) // 2 + 1
+    arguments.state, arguments.output = tmp_path / "state", tmp_path / "again.json"
+    with pytest.raises(Interrupted, match=f"stopped at step {stop_at}"):
+        evaluate.run(arguments)
+    stop_at = None
+    evaluate.run(arguments)
+    assert made == whole  # no step twice, and the very same losses
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "again.json"))
+    assert one["records"] == two["records"] and not arguments.state.exists()
+    assert {record["dataset"][:3] for record in one["records"]} == {"VOC"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_devkit_that_is_not_there_is_named_when_the_evaluation_runs(name, backbone, tmp_path):
+    with pytest.raises(ConfigError, match="path: expected a PASCAL VOC devkit with VOC20"):
+        judged(name, backbone, tmp_path / "nothing")
+
+
+def test_the_preset_gives_each_evaluation_a_job_whose_epochs_follow_effort():
+    root = Path(__file__).parent.parent
+    overlay = config.read(root / "presets" / "voc.yaml") | {"effort": 0.1}
+    jobs = workflow.evaluation_jobs(config.resolve(root, overlay), False)
+    assert {"voc_classification", "voc_detection", "voc_segmentation"} <= jobs.keys()
+    assert jobs["voc_detection"]["voc_detection"]["training"]["epochs"] == 6
+    assert jobs["voc_classification"]["voc_classification"]["finetune"]["epochs"] == 10
