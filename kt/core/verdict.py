@@ -8,7 +8,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from kt.core import summary
 from kt.core.intervals import TIE, Interval
 from kt.core.records import Column
 from kt.core.summary import Cell, Comparison, Difference, Row
