@@ -457,12 +457,12 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path,
 
     def spy(run, *batch):
         made.append(run.step)
-        if len(made) == stop_at:
+        if len(made) == stop["at"]:
             signal.raise_signal(signal.SIGTERM)
         return step_(run, *batch)
 
     monkeypatch.setattr(training._Run, "_step", spy)
-    stop_at = None
+    stop = {"at": None}
     evaluate.run(arguments)
     number = len(made)
     made.clear()
@@ -470,10 +470,10 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path,
     # A model makes 27 and 40 steps with 3 and 2 labels a class, then 24 above each of two layers.
     assert number == 2 * 115
     stops = (115 + 27 + 5, "fine-tune with 6 labels"), (115 + 67 + 24 + 5, "retrain above conv2")
-    for stop_at, name in stops:
+    for stop["at"], name in stops:
         with pytest.raises(Interrupted, match=name):
             evaluate.run(arguments)
-    stop_at = None
+    stop["at"] = None
     evaluate.run(arguments)
     assert len(made) == number  # no step was made twice
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "again.json"))
