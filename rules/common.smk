@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from kt import config as schema
 from kt import workflow as plan
+from kt.core import lessons
 from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
 from kt.sources.pictures import count_pictures, has_labels
@@ -104,8 +105,8 @@ def training_threads():
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
 TRAINING_THREADS = training_threads()
-LESSONS = plan.all_lessons(SETTINGS)
-DESCRIBERS = plan.describers(SETTINGS)
+LESSONS = lessons.all_lessons(SETTINGS)
+DESCRIBERS = lessons.describers(SETTINGS)
 
 
 def pack_of(role, split="train-unlabelled"):
@@ -207,7 +208,7 @@ def target_input(wildcards):
     return {
         "pack": pack_of("target"),
         "report": data_report_of("target"),
-        **plan.lesson_tables(SETTINGS, LESSONS[wildcards.origin]),
+        **lessons.lesson_tables(SETTINGS, LESSONS[wildcards.origin]),
     }
 
 
@@ -215,7 +216,7 @@ def target_labels(wildcards, input):
     """Gives the options that say what is to be learned."""
     if supervised(wildcards):
         return ["--labels", input.labels, "--budget-of", input.budget]
-    return plan.transfer_options(SETTINGS, LESSONS[wildcards.origin])
+    return lessons.transfer_options(SETTINGS, LESSONS[wildcards.origin])
 
 
 def target_params(wildcards):

@@ -5,7 +5,7 @@ TRAINED = sorted(
     | {f"results/teachers/{name}/s0" for name in plan.at_work(SETTINGS)}
 )
 SOURCES = sorted(
-    {(*source, one.k) for one in plan.lessons(SETTINGS).values() for source in one.sources}
+    {(*source, one.k) for one in lessons.lessons(SETTINGS).values() for source in one.sources}
 )
 
 

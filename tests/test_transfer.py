@@ -13,7 +13,7 @@ import torch
 
 from kt import cluster, config, pseudo_labels, target_train
 from kt import workflow as plan
-from kt.core import table
+from kt.core import lessons, table
 from kt.core.step import ConfigError, DataError
 from kt.core.transfer import Taught
 
@@ -282,7 +282,7 @@ def settings(**transfers):
 
 
 def test_hard_has_the_paths_without_a_name_and_the_others_one_with_it():
-    found = plan.lessons(
+    found = lessons.lessons(
         settings(soft={"kind": {"name": "soft", "temperature": 1}, "of": ["deep"]})
     )
     assert "deep/block3/k100" in found and "soft/deep/block3/k100" in found
@@ -296,9 +296,9 @@ def test_several_teachers_make_one_lesson_of_the_arm_transfer():
     assert (
         model.describe["arm"] == "transfer" and model.name == "small/both/deep+hog/block3+hog/k100"
     )
-    (lesson,) = plan.lessons(chosen).values()
+    (lesson,) = lessons.lessons(chosen).values()
     place = "results/pseudo_labels/{}/fashion_mnist/k{}/fashion_mnist-train-unlabelled.h5"
-    assert plan.lesson_tables(chosen, lesson) == {
+    assert lessons.lesson_tables(chosen, lesson) == {
         "labels": [place.format(*one) for one in (
             ("deep/block3", 100), ("deep/block3", 200), ("hog/hog", 100), ("hog/hog", 200)
         )]
@@ -308,8 +308,8 @@ def test_several_teachers_make_one_lesson_of_the_arm_transfer():
 def test_each_round_is_taught_by_the_target_of_the_one_before():
     kind = ROUNDS | {"rounds": 3, "map": 2, "factors": [1, 2]}
     chosen = settings(hard=None, again={"kind": kind, "of": ["hog"]})
-    (lesson,) = plan.lessons(chosen).values()
-    first, second = plan.rounds(chosen, lesson)
+    (lesson,) = lessons.lessons(chosen).values()
+    first, second = lessons.rounds(chosen, lesson)
     assert (first.origin, second.origin) == ("again~1/hog/hog/k100", "again~2/hog/hog/k100")
     assert lesson.origin == "again/hog/hog/k100"
     places = "results/pseudo_labels/{}/fashion_mnist/k{}/fashion_mnist-train-unlabelled.h5"
@@ -319,14 +319,14 @@ def test_each_round_is_taught_by_the_target_of_the_one_before():
         (lesson, "small~again~2~hog~hog~k100/conv4"),
     ):
         wanted = [places.format(taught_by, k) for k in (100, 200)]
-        assert plan.lesson_tables(chosen, one) == {"labels": wanted}
-    teacher = plan.describers(chosen)["small~again~1~hog~hog~k100"]
+        assert lessons.lesson_tables(chosen, one) == {"labels": wanted}
+    teacher = lessons.describers(chosen)["small~again~1~hog~hog~k100"]
     assert (teacher.folder, teacher.map) == ("results/targets/small/again~1/hog/hog/k100/s0", 2)
-    assert set(plan.all_lessons(chosen)) == {first.origin, second.origin, lesson.origin}
+    assert set(lessons.all_lessons(chosen)) == {first.origin, second.origin, lesson.origin}
     assert plan.describe_target(chosen, "small", second.origin, 0)["arm"] == "hog"
     assert [model.name for model in plan.transfers(chosen)] == ["small/again/hog/hog/k100"]
     kept = settings(hard=None, again={"kind": kind | {"keep": True}, "of": ["hog"]})
-    places_of = plan.lesson_tables(kept, plan.rounds(kept, lesson)[1])["labels"]
+    places_of = lessons.lesson_tables(kept, lessons.rounds(kept, lesson)[1])["labels"]
     assert len(places_of) == 4 and "/hog/hog/" in places_of[0] and "small~again~1" in places_of[2]
 
 

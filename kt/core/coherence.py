@@ -1,0 +1,143 @@
+"""Checks that the parts of a configuration fit each other, before any job runs."""
+
+from __future__ import annotations
+
+from kt.core.checking import nearest, options, pinned, plugin
+from kt.core.ending import ConfigError
+from kt.core.schema import PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
+
+
+def check_names(config: Config) -> None:
+    """Checks that every name that refers to something refers to something that is there."""
+
+    def known(key: str, name: str, names) -> None:
+        if name not in names:
+            raise ConfigError(f"{key}: {name!r} is not defined{nearest(name, list(names))}")
+
+    for role, name in config.use:
+        known(f"use.{role}", name, config.datasets)
+    for name, teacher in config.teachers.items():
+        if isinstance(teacher.backbone, str):
+            known(f"teachers.{name}.backbone", teacher.backbone, config.targets)
+        for part in teacher.budget:
+            known(f"teachers.{name}.budget", part, [*config.teachers, *config.targets])
+            if part == name or (part in config.teachers and config.teachers[part].budget):
+                raise ConfigError(
+                    f"teachers.{name}.budget: {part!r} has no budget of its own to add"
+                )
+        _check_foreign(name, teacher)
+    both = set(config.teachers) & set(config.targets)
+    if both:
+        raise ConfigError(
+            f"teachers and targets must have different names, both have {sorted(both)}"
+        )
+    for name, transfer in config.transfers.items():
+        for part in transfer.of:
+            teacher, _, layer = part.partition("/")
+            known(f"transfers.{name}.of", teacher, config.teachers)
+            if layer and layer not in config.teachers[teacher].layers:
+                raise ConfigError(
+                    f"transfers.{name}.of: {layer!r} is not among teachers.{teacher}.layers"
+                    f"{nearest(layer, config.teachers[teacher].layers)}"
+                )
+    for name in config.verdict:
+        known("verdict", name, config.evaluations)
+    if len(set(config.clusters)) != len(config.clusters):
+        raise ConfigError(f"clusters: each k once, found {config.clusters}")
+    _check_sizes(config)
+
+
+def _check_foreign(name: str, teacher: Teacher) -> None:
+    """Checks what a teacher brings along from elsewhere."""
+    if teacher.features and (teacher.weights or teacher.evaluate_as):
+        other = "weights" if teacher.weights else "evaluate_as"
+        raise ConfigError(
+            f"teachers.{name}.features: there is no network where features are given, so "
+            f"teachers.{name}.{other} must be null"
+        )
+    if teacher.features and not teacher.features.endswith(".npy"):
+        raise ConfigError(
+            f"teachers.{name}.features: expected a .npy file, found {teacher.features!r}"
+        )
+
+
+def _check_sizes(config: Config) -> None:
+    dataset = config.datasets[config.use.cluster]
+    if dataset.unlabelled and dataset.unlabelled < max(config.clusters):
+        raise ConfigError(
+            f"clusters: k = {max(config.clusters)} is more than the {dataset.unlabelled} images of "
+            f"datasets.{config.use.cluster}.unlabelled; choose a smaller k or more images"
+        )
+    if config.clustering.whiten and config.clustering.pca is None:
+        raise ConfigError("clustering.whiten: needs clustering.pca, found null")
+
+
+def check_plugins(config: Config) -> None:
+    """Checks the options of every plug-in; pins what a backbone depends on beside them."""
+    for name, dataset in config.datasets.items():
+        plugin("sources", dataset.source, f"datasets.{name}.source")
+    size = {role: config.datasets[name].size for role, name in config.use}
+    for name, other in list(config.targets.items()):  # first: teachers may name a target's backbone
+        _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
+        config.targets[name] = other.model_copy(update={"backbone": pinned(other.backbone)})
+        _check_task(other.task, size["target"], f"targets.{name}.task")
+    for name, transfer in config.transfers.items():
+        _check_transfer(config, name, transfer)
+    for name, teacher in list(config.teachers.items()):
+        _check_layers(config, name, teacher)
+        if teacher.task:
+            _check_task(teacher.task, size["pretext"], f"teachers.{name}.task")
+    for name, values in config.evaluations.items():
+        checked = options("evaluations", name, values, f"evaluations.{name}")
+        if hasattr(checked, "task"):
+            _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task")
+
+
+def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
+    key = f"transfers.{name}.kind"
+    checked = _check_plugin("transfers", transfer.kind, key)
+    if name == "hard" != transfer.kind.name:
+        raise ConfigError(
+            f"{key}: the name `hard` is for the kind hard, whose paths have no name, found "
+            f"{transfer.kind.name}; choose another name"
+        )
+    module = plugin("transfers", transfer.kind.name)
+    if hasattr(module, "check"):
+        try:
+            module.check(checked, config)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from None
+
+
+def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
+    """Checks a teacher's layers now: features are taken long after the training has started."""
+    value = teacher.backbone
+    if isinstance(value, str):
+        value = config.targets[value].backbone
+    checked = _check_plugin("backbones", value, f"teachers.{name}.backbone")
+    known = plugin("backbones", value.name).layers(checked)
+    for layer in teacher.layers:
+        if known is not None and layer not in known and not teacher.features:
+            raise ConfigError(
+                f"teachers.{name}.layers: {layer!r} is not a layer{nearest(layer, known)}"
+            )
+    publishes = hasattr(plugin("backbones", value.name), "published")
+    if teacher.weights and teacher.weights.path == PRETRAINED and not publishes:
+        raise ConfigError(
+            f"teachers.{name}.weights.path: nobody publishes weights of backbone {value.name}; "
+            "name a file"
+        )
+    if isinstance(teacher.backbone, Plugin):
+        config.teachers[name] = teacher.model_copy(update={"backbone": pinned(value)})
+
+
+def _check_task(value: Plugin, size: int, key: str) -> None:
+    checked = _check_plugin("tasks", value, key)
+    try:
+        plugin("tasks", value.name).check(checked, size)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_plugin(kind: str, value: Plugin, key: str) -> Settings:
+    return options(kind, value.name, value.options(), key)

@@ -1,0 +1,149 @@
+"""What targets are trained on: kinds of transfer, their teachers' layers, k; and the files of each.
+
+Pure functions of the checked configuration, for `kt/workflow.py` and the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kt import config
+from kt.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What targets are trained on: a kind of transfer, its teachers' layers, and k.
+
+    Attributes:
+        transfer: Name of the kind's settings in the config.
+        sources: Teacher and layer, more than one where a kind takes several together.
+        k: Number of clusters.
+        round: Which one of a kind with rounds; 0 is the last, the one that is judged.
+    """
+
+    transfer: str
+    sources: tuple[tuple[str, str], ...]
+    k: int
+    round: int = 0
+
+    @property
+    def origin(self) -> str:
+        """Its place in paths; `hard`, the paper's kind, needs no name."""
+        name = f"{self.transfer}~{self.round}" if self.round else self.transfer
+        kind = "" if name == "hard" else f"{name}/"
+        return f"{kind}{self.teacher}/{self.layer}/k{self.k}"
+
+    @property
+    def teacher(self) -> str:
+        """Names the teachers."""
+        return "+".join(name for name, _ in self.sources)
+
+    @property
+    def layer(self) -> str:
+        """Names their layers."""
+        return "+".join(layer for _, layer in self.sources)
+
+
+def lessons(settings: Config) -> dict[str, Lesson]:
+    """Lists what each target is trained on, by origin: kind of transfer x teacher x layer x k."""
+    found = []
+    for name, transfer in settings.transfers.items():
+        wanted = transfer.of or list(settings.teachers)
+        sources = []
+        for teacher, _, layer in (part.partition("/") for part in wanted):
+            layers = [layer] if layer else settings.teachers[teacher].layers
+            sources += [(teacher, one) for one in layers]
+        together = config.plugin("transfers", transfer.kind.name).TOGETHER
+        groups = [tuple(sources)] if together else [(source,) for source in sources]
+        found += [Lesson(name, group, k) for group in groups if group for k in settings.clusters]
+    return {lesson.origin: lesson for lesson in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class Describer:
+    """A network whose features are clustered: a teacher, or a target that teaches in turn.
+
+    Attributes:
+        folder: Of the model.
+        map: Its layer's map is pooled to map x map.
+        pool: How.
+    """
+
+    folder: str
+    map: int
+    pool: str = "mean"
+
+
+def describers(settings: Config) -> dict[str, Describer]:
+    """Gives all of them by name; a target that teaches has its path as name, joined by `~`."""
+    found = {
+        name: Describer(f"results/teachers/{name}/s0", teacher.map, teacher.pool)
+        for name, teacher in settings.teachers.items()
+    }
+    for lesson in lessons(settings).values():
+        options = _options(settings, lesson)
+        for before in rounds(settings, lesson):
+            folder = f"results/targets/{options.target}/{before.origin}/s0"
+            found[_graduate(options, before)] = Describer(folder, options.map)
+    return found
+
+
+def rounds(settings: Config, lesson: Lesson) -> list[Lesson]:
+    """Lists the rounds before the one that is judged; none of most kinds."""
+    number = getattr(_options(settings, lesson), "rounds", 1)
+    return [dataclasses.replace(lesson, round=one) for one in range(1, number)]
+
+
+def _graduate(options, lesson: Lesson) -> str:
+    return "~".join([options.target, *lesson.origin.split("/")])
+
+
+def _sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
+    """Gives who teaches: the teachers, in a later round (also) the target of the one before."""
+    options = _options(settings, lesson)
+    number = lesson.round or getattr(options, "rounds", 1)
+    if number == 1:
+        return lesson.sources
+    before = dataclasses.replace(lesson, round=number - 1)
+    kept = lesson.sources if options.keep else ()
+    return (*kept, (_graduate(options, before), options.layer))
+
+
+def all_lessons(settings: Config) -> dict[str, Lesson]:
+    """Gives the lessons and those of the rounds before them, by origin."""
+    judged = lessons(settings)
+    before = [one for lesson in judged.values() for one in rounds(settings, lesson)]
+    return {**{lesson.origin: lesson for lesson in before}, **judged}
+
+
+def _options(settings: Config, lesson: Lesson):
+    kind = settings.transfers[lesson.transfer].kind
+    return config.options("transfers", kind.name, kind.options())
+
+
+def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
+    """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
+    module = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
+    numbers = module.clusters(_options(settings, lesson), lesson.k)
+    clustered, labelled = settings.use.cluster, settings.use.target
+    places = [
+        (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
+        for teacher, layer in _sources(settings, lesson)
+        for k in numbers
+    ]
+    split = f"{labelled}-train-unlabelled.h5"
+    if module.NEEDS == "labels":
+        return {"labels": [f"results/pseudo_labels/{place}/{split}" for _, place in places]}
+    return {
+        "features": [f"results/features/{source}/{split}" for source, _ in places],
+        "clusters": [f"results/clusters/{place}.h5" for _, place in places],
+    }
+
+
+def transfer_options(settings: Config, lesson: Lesson) -> list[str]:
+    """Gives the options of target_train that say what is to be learned."""
+    found = ["--transfer", config.dumps(settings.transfers[lesson.transfer].kind)]
+    for name, paths in lesson_tables(settings, lesson).items():
+        found += ["--pseudo-labels" if name == "labels" else f"--{name}", *paths]
+    return found
