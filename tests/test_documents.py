@@ -95,7 +95,8 @@ def makefile() -> str:
 
 def test_every_preset_and_profile_that_is_named_exists():
     named = set(re.findall(r"\b((?:presets|profiles)/[\w/]+(?:\.yaml)?)", EVERYTHING))
-    assert {f"presets/{path.name}" for path in (ROOT / "presets").iterdir()} <= named
+    presets = {str(path.relative_to(ROOT)) for path in (ROOT / "presets").rglob("*.yaml")}
+    assert presets <= named
     assert all((ROOT / name).exists() for name in named), named
 
 
