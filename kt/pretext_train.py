@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
         description["weights"] = foreign.load(backbone, arguments.backbone, arguments.weights)
     records, examples = [], None
     if arguments.task:
-        job = _job(arguments, backbone, context, pack, train, held_out)
-        job.fingerprint["weights"] = description.get("weights")
+        came = description.get("weights")
+        job = _job(arguments, backbone, context, pack, train, held_out, came)
         records = training.train(job)
     if parallel.rank():
         return  # the first process writes
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     _write(arguments, backbone, description, records, examples)
 
 
-def _job(arguments, backbone, context, pack, train, held_out):
+def _job(arguments, backbone, context, pack, train, held_out, weights: dict | None):
     import torch
 
     from kt.core import resume, table, training
@@ -106,12 +106,14 @@ def _job(arguments, backbone, context, pack, train, held_out):
 
     task = build_task(arguments.task, context)
     digest = table.digest(arguments.pack)
+    digests = [digest, *([weights["digest"]] if weights and "digest" in weights else [])]
     torch.manual_seed(arguments.seed)  # the head's weights
     network = Network(backbone, task)
     job = training.Job(
         network, task, pack, train, held_out, arguments.training, arguments.epochs,
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
-        resume.place(arguments.state, [digest]), {**fingerprint(arguments), "digest": digest},
+        resume.place(arguments.state, digests),
+        {**fingerprint(arguments), "digest": digest, "weights": weights},
         arguments.delivery_threads,
     )  # fmt: skip
     if arguments.budget:

@@ -286,11 +286,11 @@ def images(tmp_path):
     return {"pack": path, "data_report": tmp_path / "report.json"}
 
 
-def train(folder, images, given, task=None, plugin=PLAIN):
+def train(folder, images, given, task=None, plugin=PLAIN, **more):
     values = {
         "backbone": plugin, "task": task, "weights": given, "training": crafted.training(batch=16),
         "epochs": 1, "budget": [], "seed": 0, "describe": {}, "state": None, "processes": 1,
-        "delivery_threads": None, "output": folder, **images,
+        "delivery_threads": None, "output": folder, **images, **more,
     }  # fmt: skip
     pretext_train.run(argparse.Namespace(**values))
     return model.load(folder), json.loads((folder / "model.json").read_text())
@@ -320,3 +320,20 @@ def test_with_a_task_training_starts_from_the_weights(tmp_path, images):
     other = model.fresh(PLAIN, 0).stages.state_dict()["conv1.0.weight"]
     found = first.stages.state_dict()["conv1.0.weight"]
     assert 0 < (found - wanted).abs().mean() < 0.2 * (found - other).abs().mean()
+
+
+def test_under_the_workflow_other_weights_have_other_states(tmp_path, images, monkeypatch):
+    seen = []
+
+    def stop(job):
+        seen.append((job.state, job.fingerprint["weights"]["digest"]))
+        raise InterruptedError
+
+    monkeypatch.setattr("kt.core.training.train", stop)
+    monkeypatch.setenv("KT_WORKFLOW", "1")
+    task, path = crafted.plugin(crafted.JIGSAW), tmp_path / "w.pth"
+    for seed in (5, 5, 6):
+        write(path, model.fresh(PLAIN, seed).stages.state_dict())
+        with pytest.raises(InterruptedError):
+            train(tmp_path / "a", images, weights(path), task, state=tmp_path / "state")
+    assert seen[0] == seen[1] and seen[0][0] != seen[2][0] and seen[0][1] != seen[2][1]
