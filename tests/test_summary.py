@@ -303,7 +303,10 @@ def test_every_layer_of_the_chosen_models_stands_in_a_table():
     found += probed("random", {"one": [0.2], "two": [0.1]})
     found += probed("transfer", {"one": [0.9], "two": [0.9]}, model="transfer-b")  # validates worse
     found += [record("random", 0.3, layer="two", model="random-a")]  # k-NN: one layer, no table
-    found += [record("random", 0.5, evaluation="svm", layer=o, labels_per_class=2) for o in "ab"]
+    found += [
+        record("random", 0.5, model="random-a", evaluation="svm", layer=o, labels_per_class=2)
+        for o in "ab"
+    ]
     comparison = summary.compare(found, ["linear"])
     [table] = comparison.by_layer
     assert (table.column, table.layers) == (Column("linear", "top1"), ["one", "two"])
