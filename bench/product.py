@@ -230,8 +230,15 @@ def extract(model: Path, layer: str, pack: Path, output: Path) -> None:
 
     features.run(
         argparse.Namespace(
-            model=model, layer=layer, map=1, pool="mean", given=None, keys=None, pack=pack,
-            output=output, threads=None
+            model=model,
+            layer=layer,
+            map=1,
+            pool="mean",
+            given=None,
+            keys=None,
+            pack=pack,
+            output=output,
+            threads=None,
         )  # fmt: skip
     )
 
