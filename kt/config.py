@@ -89,21 +89,22 @@ def merge(base, overlay):
     }
 
 
-def resolve(root: Path, overlay: dict[str, Any], check_plugins: bool = True) -> Config:
-    """Gives the checked configuration: config.yaml, own-pictures preset, then the overlay.
+def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -> Config:
+    """Gives the checked configuration: config.yaml, own-pictures preset, then the overlays.
 
     Args:
         root: The folder with `config.yaml` and `presets/`.
-        overlay: What `--configfile` and `--config` said.
+        *overlays: What each `--configfile` and `--config` said.
         check_plugins: Whether plug-ins' own options are checked, too.
 
     Raises:
         ConfigError: Anything in it is wrong.
     """
     values = read(Path(root) / "config.yaml")
-    if overlay.get("images"):
+    if any(overlay.get("images") for overlay in overlays):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
-    values = merge(values, overlay)
+    for overlay in overlays:
+        values = merge(values, overlay)
     for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
@@ -173,12 +174,8 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="overlays on config.yaml")
     arguments = parser.parse_args()
     try:
-        overlay: dict[str, Any] = {}
-        for path in arguments.files:
-            overlay = merge(overlay, read(path))
-        print(
-            yaml.safe_dump(resolve(Path(__file__).parent.parent, overlay).model_dump(mode="json"))
-        )
+        found = resolve(Path(__file__).parent.parent, *map(read, arguments.files))
+        print(yaml.safe_dump(found.model_dump(mode="json")))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ConfigError.exit_code)

@@ -39,9 +39,7 @@ os.environ.update(KT_STARTED_IN=STARTED_IN)
 def read_config():
     """Gives the checked settings and whether the images have labels; ends with 2 if wrong."""
     try:
-        if config.get("images"):
-            config["images"] = str(_absolute(str(config["images"])))
-        settings = schema.resolve(ROOT, config)
+        settings = schema.resolve(ROOT, *overlays())
         judged_on = settings.datasets[settings.use.evaluate]
         for key, path in plan.given_files(settings).items():
             if not Path(path).is_file():
@@ -65,6 +63,22 @@ def read_config():
         print(f"error: {error}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(error.exit_code)  # Snakemake would turn it into a traceback and a 1
+
+
+def overlays():
+    """Gives what was laid over config.yaml, one mapping for each file and one for --config.
+
+    Snakemake merges files key by key: a plug-in named in a later file would keep the options of
+    the one before. `schema.merge` knows better.
+    """
+    given = workflow.config_settings
+    found = [config]
+    if len(given.configfiles) > 1:
+        found = [*map(schema.read, given.configfiles), dict(given.config)]
+    for overlay in found:
+        if overlay.get("images"):
+            overlay["images"] = str(_absolute(str(overlay["images"])))
+    return found
 
 
 def _absolute(path):

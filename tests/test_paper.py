@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from running import ROOT
+from running import ROOT, SNAKEMAKE, jobs, run
 
 from kt import config
 from kt import workflow as plan
@@ -17,10 +17,7 @@ LINES = [
 
 
 def resolved(overlays):
-    values = config.read(ROOT / "presets" / "paper.yaml")
-    for path in overlays:
-        values = config.merge(values, config.read(ROOT / path))
-    return config.resolve(ROOT, values)
+    return config.resolve(ROOT, *(config.read(ROOT / path) for path in overlays))
 
 
 def test_every_line_of_the_tables_is_there():
@@ -33,7 +30,7 @@ def test_every_line_of_the_tables_is_there():
 @pytest.mark.parametrize("line", LINES, ids=[line[0] for line in LINES])
 def test_a_line_names_a_model_and_evaluations_of_its_run(line):
     _, overlays, model, evaluations = line
-    settings = resolved(overlays.strip("`").split())
+    settings = resolved(["presets/paper.yaml", *overlays.strip("`").split()])
     assert model.strip("`") in {found.name for found in plan.judged(settings)}
     assert set(re.findall(r"`(\w+)`", evaluations)) <= set(settings.evaluations)
 
@@ -42,3 +39,13 @@ def test_every_overlay_of_the_paper_is_used():
     used = " ".join(line[1] for line in LINES)
     for path in sorted((ROOT / "presets" / "paper").glob("*.yaml")):
         assert f"presets/paper/{path.name}" in used
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LINES[5:6], ids=["same network"])
+def test_a_later_file_may_name_another_plug_in(line, tmp_path):
+    """Snakemake itself would leave the options of the plug-in before in place."""
+    files = ["presets/paper.yaml", *line[1].strip("`").split()]
+    command = [*SNAKEMAKE, "-n", "--cores", 1, "--directory", tmp_path, "--configfile", *files]
+    done = run(*command)
+    assert "target_train small deep/conv4/k2000 s0" in jobs(done)
