@@ -368,6 +368,19 @@ def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own():
     assert again[1] == shown and other[1] != shown
 
 
+def test_what_a_network_draws_depends_on_seed_and_step_alone():
+    drawn = []
+
+    def loss(batch):
+        drawn.append(float(torch.rand(())))
+        return torch.zeros((), requires_grad=True)
+
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        voc_training.train(toy(["a", "b"], loss=loss, seed=seed)[0])
+    assert drawn[:3] == drawn[3:6] and len({*drawn}) == 6
+
+
 def test_a_loss_that_is_not_finite_names_step_and_pictures():
     job, _ = toy(["a", "b"], loss=lambda batch: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(DataError, match=r"toy: the loss is nan at step 1 .*'[ab]', '[ab]'"):
