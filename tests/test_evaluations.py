@@ -470,7 +470,8 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path,
     # A model makes 27 and 40 steps with 3 and 2 labels a class, then 24 above each of two layers.
     assert number == 2 * 115
     stops = (115 + 27 + 5, "fine-tune with 6 labels"), (115 + 67 + 24 + 5, "retrain above conv2")
-    for stop_at, name in stops:
+    for step_number, name in stops:
+        stop_at = step_number
         with pytest.raises(Interrupted, match=name):
             evaluate.run(arguments)
     stop_at = None
