@@ -167,7 +167,7 @@ def test_the_svms_are_scikit_learns(cost, positive, dimensions):
             C=cost, dual=False, tol=1e-9, max_iter=10000, class_weight={True: positive}
         ).fit(rows, labels == number)
         expected = np.append(peer.coef_[0], peer.intercept_)
-        assert np.abs(weights[:, number] - expected).max() < 5e-3 * np.abs(expected).max()
+        assert np.abs(weights[:, number].numpy() - expected).max() < 5e-3 * np.abs(expected).max()
         decisions = svm.decide(given, weights)[:, number].numpy()
         assert np.allclose(decisions, peer.decision_function(rows), atol=2e-2)
 
