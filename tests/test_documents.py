@@ -192,6 +192,7 @@ def test_the_task_of_the_howto_is_learned_by_the_backbone_of_the_howto(plugins):
     pixels[:, 1] //= 2
     rows = torch.arange(64)
     task = build_task(config.Plugin(name="channels", orders=6), crafted.context(16, 64))
+    torch.manual_seed(0)
     network = Network(backbone.build("separable", {"widths": [8, 16]}), task)
     settings = crafted.training(lr=0.01, batch=16)
     job = training.Job(

@@ -389,10 +389,10 @@ def test_numbers_and_shares_of_labels_are_columns_of_their_own():
 def test_precision_of_different_evaluations_has_different_names():
     columns = [Column(name, "map_area", 4) for name in ("svm", "mine")]
     assert [verdict.title(column) for column in columns] == [
-        "SVM mAP, 4 a class",
-        "mine mAP, 4 a class",
+        "SVM mAP (area), 4 a class",
+        "mine mAP (area), 4 a class",
     ]
-    assert verdict.long_title(columns[0]) == "SVM mAP with 4 labels a class"
+    assert verdict.long_title(columns[0]) == "SVM mAP (area) with 4 labels a class"
 
 
 def test_curves_over_numbers_and_shares_of_labels_are_charts_of_their_own():
