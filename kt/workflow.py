@@ -76,8 +76,9 @@ def transfers(settings: Config) -> list[Judged]:
 
 
 def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
+    # Of several teachers the one that learned most counts: controls together stay a control.
     arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
-    arm = arms.pop() if len(arms) == 1 else "transfer"
+    arm = next((one for one in ("transfer", "untrained", "hog") if one in arms), min(arms))
     folder = f"results/targets/{target}/{lesson.origin}/s{{seed}}"
     return _judged(
         settings, f"{target}/{lesson.origin}", folder, arm, settings.seeds, target=target,

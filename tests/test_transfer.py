@@ -305,6 +305,13 @@ def test_several_teachers_make_one_lesson_of_the_arm_transfer():
     }  # fmt: skip
 
 
+def test_controls_together_stay_a_control():
+    kind = {"name": "multi_teacher", "factors": [1]}
+    for names, arm in ((["deep", "untrained"], "transfer"), (["untrained", "hog"], "untrained")):
+        (model,) = plan.transfers(settings(hard=None, both={"kind": kind, "of": names}))
+        assert model.describe["arm"] == arm
+
+
 def test_each_round_is_taught_by_the_target_of_the_one_before():
     kind = ROUNDS | {"rounds": 3, "map": 2, "factors": [1, 2]}
     chosen = settings(hard=None, again={"kind": kind, "of": ["hog"]})
