@@ -91,9 +91,14 @@ def test_the_conda_environment_has_the_runtime_dependencies_with_the_same_bounds
     assert environment["channels"] == ["conda-forge", "nodefaults"]
 
 
-def test_every_import_of_kt_is_a_runtime_dependency():
+def test_every_import_of_kt_is_a_dependency_and_those_of_an_extra_stand_in_their_plug_in_alone():
     declared = {wanted.name for wanted in RUNTIME}
-    assert {IMPORT_NAMES.get(name, name) for name in third_party_imports()} <= declared
+    optional = set(PROJECT["optional-dependencies"]) - {"dev"}
+    imported = {IMPORT_NAMES.get(name, name) for name in third_party_imports()}
+    assert imported - declared == optional
+    for name in optional:
+        users = [p for p in (ROOT / "kt").rglob("*.py") if f"import {name}" in p.read_text()]
+        assert users == [ROOT / "kt" / "backbones" / f"{name}.py"]
 
 
 def test_python_bound_and_version_have_one_source():
