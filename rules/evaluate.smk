@@ -61,8 +61,7 @@ rule report:
         models=expand("{folder}/model.json", folder=TRAINED),
         logs=expand("{folder}/log.jsonl", folder=TRAINED),
         puzzles=lambda w: [
-            f"results/teachers/{name}/s0/examples.h5"
-            for name in plan.first_of_each_task(SETTINGS)
+            f"results/teachers/{name}/s0/examples.h5" for name in plan.first_of_each_task(SETTINGS)
         ],
         data_report=data_reports(),
         pack=pack_of("target"),
