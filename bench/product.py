@@ -234,6 +234,8 @@ def extract(model: Path, layer: str, pack: Path, output: Path) -> None:
             layer=layer,
             map=1,
             pool="mean",
+            mirror=False,
+            choice=None,
             given=None,
             keys=None,
             pack=pack,
@@ -250,7 +252,8 @@ def cluster(features: Path, k: int, iterations: int, output: Path) -> None:
     values = clustering(iterations)
     stage.run(
         argparse.Namespace(
-            features=features, k=k, settings=values, seed=0, output=output, threads=None
+            features=features, k=str(k), layer="", choice=None, settings=values, seed=0,
+            output=output, threads=None,
         )  # fmt: skip
     )
 

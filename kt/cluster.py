@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kt import features as tables
-from kt.core import blocks, lloyd, step, table
+from kt.core import auto, blocks, lloyd, step, table
 from kt.core.lloyd import assign, kmeans
 from kt.core.step import ConfigError, DataError
 
@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from kt import config  # 0.1 s that pseudo_labels, which needs this module, does without
 
     parser.add_argument("--features", type=Path, required=True, help="table to cluster")
-    parser.add_argument("--k", type=int, required=True, help="number of clusters")
+    parser.add_argument("--k", required=True, help="number of clusters, or auto")
+    parser.add_argument("--layer", default="", help="of the features, for --k auto")
+    parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --k auto")
     parser.add_argument(
         "--settings", type=config.json_of(config.Clustering), required=True, help="JSON, see above"
     )
@@ -67,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fits transform and centroids, in key order, and counts the rows of each cluster."""
-    settings, k, where = arguments.settings, arguments.k, str(arguments.features)
+    settings, where = arguments.settings, str(arguments.features)
+    _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
     with tables.read(arguments.features) as found:
         number = len(found.keys)
     if number < k:
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         for labels, distances in nearest(found, transform, centroids, where):
             sizes += np.bincount(labels, minlength=k)
             total += float(distances.sum(dtype=np.float64))
-    _write(arguments, transform, centroids, objective, sizes, len(rows))
+    _write(arguments, k, transform, centroids, objective, sizes, len(rows))
     _report(k, sizes, objective, total / number)
 
 
@@ -257,8 +260,8 @@ def nearest(
 # ---------------------------------------------------------------------------- the table
 
 
-def _write(arguments, transform: Transform, centroids, objective, sizes, rows: int) -> None:
-    settings = {**arguments.settings.model_dump(), "k": arguments.k, "seed": arguments.seed}
+def _write(arguments, k: int, transform: Transform, centroids, objective, sizes, rows: int) -> None:
+    settings = {**arguments.settings.model_dump(), "k": k, "seed": arguments.seed}
     settings["rows"] = rows
     nothing = np.zeros((len(transform.mean), 0), np.float32)
     projection = nothing if transform.projection is None else transform.projection

@@ -18,9 +18,11 @@ from kt.core import coherence
 from kt.core.checking import check, nearest, options, pinned, plugin, plugins
 from kt.core.schema import (
     ARMS,
+    AUTO,
     CRASHES,
     NAME,
     PRETRAINED,
+    Choice,
     Clustering,
     Config,
     Count,
@@ -41,9 +43,9 @@ from kt.core.step import ConfigError
 
 # The steps and plug-ins take all of these from here.
 __all__ = [
-    "ARMS", "Clustering", "Config", "Count", "Dataset", "Fraction", "NAME", "Name",
-    "PRETRAINED", "Plugin", "Schedule", "Settings", "Target", "Teacher", "Training", "Transfer",
-    "Use", "Weights", "check", "options", "pinned", "plugin", "plugins",
+    "ARMS", "AUTO", "Choice", "Clustering", "Config", "Count", "Dataset", "Fraction", "NAME",
+    "Name", "PRETRAINED", "Plugin", "Schedule", "Settings", "Target", "Teacher", "Training",
+    "Transfer", "Use", "Weights", "check", "options", "pinned", "plugin", "plugins",
 ]  # fmt: skip
 
 

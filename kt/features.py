@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt.core import step
+from kt.core import auto, step
 from kt.core.step import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", help="as in model.json")
     parser.add_argument("--map", type=int, help="pool the map to map x map")
     parser.add_argument("--pool", choices=["mean", "max"], default="mean", help="how")
+    parser.add_argument("--mirror", action="store_true", help="average with the mirror image")
+    parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --layer auto")
     parser.add_argument("--given", type=Path, help=".npy with features, instead of a model")
     parser.add_argument("--keys", type=Path, help="of its rows: a text file, one a line")
     parser.add_argument("--pack", type=Path, required=True, help="packed images")
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     made = (arguments.model, arguments.layer, arguments.map)
     given = (arguments.given, arguments.keys)
     if None not in made and given == (None, None):
+        arguments.layer, _ = auto.settled(arguments.choice, arguments.layer, "0")
         compute(arguments)
     elif None not in given and set(made) == {None}:
         take(arguments)
@@ -105,7 +108,7 @@ def compute(arguments: argparse.Namespace) -> None:
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
-    settings = {key: getattr(arguments, key) for key in ("model", "layer", "map", "pool")}
+    settings = {key: getattr(arguments, key) for key in ("model", "layer", "map", "pool", "mirror")}
     parents = [arguments.pack, arguments.model / "model.safetensors"]
     progress = step.Progress(f"features {arguments.layer}", number, "img")
     with table.create(arguments.output, "features", settings, parents) as file:
@@ -118,28 +121,31 @@ def compute(arguments: argparse.Namespace) -> None:
             features.append(block)
 
         described = describe(
-            backbone, arguments.layer, arguments.map, arguments.pack, arguments.pool
-        )
+            backbone, arguments.layer, arguments.map, arguments.pack, arguments.pool,
+            arguments.mirror,
+        )  # fmt: skip
         for count in _aside(write, described):
             progress.add(count)
     progress.close()
     step.log.info("features: %d images x %d dimensions of %s", number, dimensions, arguments.layer)
 
 
-def describe(backbone, layer: str, edge: int, pack: Path, kind: str = "mean") -> Iterator[tuple]:
+def describe(
+    backbone, layer: str, edge: int, pack: Path, kind: str = "mean", mirror: bool = False
+) -> Iterator[tuple]:
     """Gives keys (B,) bytes and features (B, D) float32 of the pack, batch by batch."""
     import torch
 
     from kt.core import hardware, images
-    from kt.core.backbone import pool
+    from kt.core.backbone import pooled
 
     where = backbone.mean.device
     for keys, pixels in images.stream(pack, BATCH):
         # Not across the `yield`: it would switch gradients off for whoever asks.
         with torch.inference_mode(), hardware.mixed(where):
-            maps = backbone(backbone.normalise(torch.from_numpy(pixels).to(where)), layer)
-            found = pool(maps, edge, kind).cpu().numpy()
-        yield keys, found
+            ready = backbone.normalise(torch.from_numpy(pixels).to(where))
+            found = pooled(backbone, ready, [layer], edge, kind, mirror)[layer]
+        yield keys, found.cpu().numpy()
 
 
 def _aside(write, parts: Iterator[tuple]) -> Iterator[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from kt.core import figures, pictures, step, summary, table, verdict
 from kt.core.images import read_labels, read_pack
-from kt.core.records import as_csv, read_evaluation, sort_records, with_targets
+from kt.core.records import as_csv, read_evaluation, sort_records, with_choice, with_targets
 from kt.core.step import ConfigError, DataError, log
 
 REPORT = dict.fromkeys(  # what a data report may say
@@ -36,6 +36,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pack", **paths, help="the packed images that were clustered")
     parser.add_argument("--labels", **paths, help="their true labels")
     parser.add_argument("--pseudo-labels", **paths, help="tables; the chosen one is shown")
+    parser.add_argument("--choices", **paths, help="JSON files of the choose step")
     parser.add_argument("--tables", **paths, help="features and clusters, for what they cost")
     parser.add_argument(
         "--settings", required=True, help="resolved configuration: JSON or its file"
@@ -49,7 +50,9 @@ def run(arguments) -> None:
     evaluations = [read_evaluation(path) for path in arguments.evaluations]
     models = [read_model(folder) for folder in arguments.models]
     layers = {model["name"]: model.get("layers", ()) for model in models}
-    records = sort_records([record for found, _ in evaluations for record in found], layers)
+    choices = {path.stem: step.read_json(path) for path in arguments.choices}
+    found = [with_choice(record, choices) for records, _ in evaluations for record in records]
+    records = sort_records(found, layers)
     if not records:
         raise DataError("--evaluations: expected at least one record, found none; evaluate a model")
     seconds = training_seconds(models, records)

@@ -51,9 +51,10 @@ def read_config():
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
                     f"{settings.images}"
                 )
-            if number < max(settings.clusters):
+            largest = max(settings.numbers, default=0)
+            if number < largest:
                 raise schema.ConfigError(
-                    f"clusters: k = {max(settings.clusters)} is more than the {number} pictures "
+                    f"clusters: k = {largest} is more than the {number} pictures "
                     f"in {settings.images}; choose a smaller k or more pictures"
                 )
         if not settings.images or judged_on.path != settings.images:  # each is listed once
@@ -181,12 +182,30 @@ def given_features(wildcards):
     return teacher if teacher and teacher.features else None
 
 
+def network_of(wildcards):
+    """Gives the files of the network that describes images."""
+    folder = DESCRIBERS[wildcards.teacher].folder
+    return {"weights": f"{folder}/model.safetensors", "model": f"{folder}/model.json"}
+
+
+def choice_of(wildcards):
+    """Gives the file that says what `auto` stands for, where the layer or k is `auto`."""
+    named = wildcards.layer != schema.AUTO
+    if named and not getattr(wildcards, "k", "").startswith(schema.AUTO):
+        return []
+    return f"results/choices/{wildcards.teacher}.json"
+
+
+def choice_options(wildcards, input):
+    """Gives the options that hand that file over."""
+    return ["--choice", input.choice] if input.get("choice") else []
+
+
 def features_input(wildcards):
     """Gives what features come from: a network, or files made elsewhere."""
     if teacher := given_features(wildcards):
         return {"given": teacher.features, "names": plan.keys_of(teacher)}
-    folder = DESCRIBERS[wildcards.teacher].folder
-    return {"weights": f"{folder}/model.safetensors", "model": f"{folder}/model.json"}
+    return network_of(wildcards)
 
 
 def features_source(wildcards, input):
@@ -195,7 +214,8 @@ def features_source(wildcards, input):
         return ["--given", input.given, "--keys", input.names]
     network = ["--model", os.path.dirname(input.model), "--layer", wildcards.layer]
     found = DESCRIBERS[wildcards.teacher]
-    return [*network, "--map", found.map, "--pool", found.pool]
+    network += ["--map", found.map, "--pool", found.pool, *["--mirror"][: found.mirror]]
+    return network + choice_options(wildcards, input)
 
 
 def pseudo_labels_of(teacher, layer, k):
@@ -260,6 +280,6 @@ wildcard_constraints:
     teacher=r"[^/]+",
     target=r"[^/]+",
     layer=r"[^/]+",
-    k=r"\d+",
+    k=r"\d+|auto(x[\d.]+)?",
     seed=r"\d+",
     job=r"[^/]+",

@@ -64,6 +64,7 @@ rule report:
             f"results/teachers/{name}/s0/examples.h5" for name in plan.first_of_each_task(SETTINGS)
         ],
         data_report=data_reports(),
+        choices=expand("results/choices/{teacher}.json", teacher=lessons.choices(SETTINGS)),
         pack=pack_of("target"),
         labels=pack_of("target", "train-unlabelled-labels"),
         pseudo_labels=[pseudo_labels_of(*source) for source in SOURCES],
@@ -106,6 +107,7 @@ rule report:
         " --pack {input.pack:q}"
         " --labels {input.labels:q}"
         " --pseudo-labels {input.pseudo_labels:q}"
+        " --choices {input.choices:q}"
         " --tables {input.tables:q}"
         " --settings {params.settings:q}"
         " --output {params.folder:q}"

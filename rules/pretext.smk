@@ -55,10 +55,57 @@ rule pretext_train:
         " --log {log:q}"
 
 
+rule choose:
+    """Chooses layer and k of a teacher without labels, where the configuration says `auto`."""
+    input:
+        unpack(network_of),
+        pack=pack_of("cluster"),
+    output:
+        "results/choices/{teacher}.json",
+    log:
+        "results/logs/choose/{teacher}.log",
+    benchmark:
+        "results/benchmarks/choose/{teacher}.tsv"
+    priority: 20
+    conda:
+        "../envs/kt.yaml"
+    threads: TRAINING_THREADS
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        folder=lambda w, input: os.path.dirname(input.model),
+        layers=lambda w: lessons.choices(SETTINGS)[w.teacher],
+        map=lambda w: DESCRIBERS[w.teacher].map,
+        pool=lambda w: DESCRIBERS[w.teacher].pool,
+        mirror=lambda w: ["--mirror"][: DESCRIBERS[w.teacher].mirror],
+        clustering=dumps(SETTINGS.clustering),
+        choice=dumps(SETTINGS.choice),
+        seed=SETTINGS.seed,
+        stage_version=1,
+    message:
+        "choose {wildcards.teacher}"
+    shell:
+        "python -m kt.choose"
+        " --model {params.folder:q}"
+        " --layers {params.layers:q}"
+        " --map {params.map}"
+        " --pool {params.pool}"
+        " {params.mirror}"
+        " --pack {input.pack:q}"
+        " --clustering {params.clustering:q}"
+        " --choice {params.choice:q}"
+        " --seed {params.seed}"
+        " --output {output:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
 rule features:
     """Writes one layer's features of a teacher, or given ones, for the images of a pack."""
     input:
         unpack(features_input),
+        choice=choice_of,
         pack="results/data/{dataset}/{split}.h5",
     output:
         "results/features/{teacher}/{layer}/{dataset}-{split}.h5",

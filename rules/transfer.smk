@@ -1,7 +1,8 @@
 rule cluster:
     """Clusters the features of a teacher's layer with k-means."""
     input:
-        f"results/features/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}-train-unlabelled.h5",
+        features=f"results/features/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}-train-unlabelled.h5",
+        choice=choice_of,
     output:
         f"results/clusters/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}.h5",
     log:
@@ -17,14 +18,17 @@ rule cluster:
         runtime=240,
     params:
         settings=dumps(SETTINGS.clustering),
+        choice=choice_options,
         seed=SETTINGS.seed,
         stage_version=2,
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:
         "python -m kt.cluster"
-        " --features {input:q}"
+        " --features {input.features:q}"
+        " --layer {wildcards.layer:q}"
         " --k {wildcards.k}"
+        " {params.choice:q}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"
         " --output {output:q}"
@@ -51,7 +55,9 @@ rule pseudo_labels:
         mem_mb=2000,
         runtime=60,
     params:
-        describe=lambda w: dumps({"teacher": w.teacher, "layer": w.layer, "k": int(w.k)}),
+        describe=lambda w: dumps(
+            {"teacher": w.teacher, "layer": w.layer, "k": int(w.k) if w.k.isdigit() else w.k}
+        ),
         stage_version=2,
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
@@ -78,7 +84,7 @@ rule target_train:
     benchmark:
         "results/benchmarks/target_train/{target}-{origin}-s{seed}.tsv"
     wildcard_constraints:
-        origin=r"supervised|([^/]+/)?[^/]+/[^/]+/k\d+",
+        origin=r"supervised|([^/]+/)?[^/]+/[^/]+/k[^/]+",
     conda:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS

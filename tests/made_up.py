@@ -225,6 +225,7 @@ def write_run(folder, labelled=True):
         pack=[pack],
         labels=[truth],
         pseudo_labels=pseudo,
+        choices=[],
         tables=pseudo[:1],
         settings=folder / "settings.json",
         output=folder / "report",

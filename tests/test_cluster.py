@@ -51,7 +51,13 @@ def run(path, features, keys, k=3, seed=0, **changes):
     output = path / "clusters.h5"
     cluster.run(
         argparse.Namespace(
-            features=written, k=k, settings=crafted.clustering(**changes), seed=seed, output=output
+            features=written,
+            k=str(k),
+            layer="",
+            choice=None,
+            seed=seed,
+            output=output,
+            settings=crafted.clustering(**changes),
         )
     )
     return *cluster.read_clusters(output), output
@@ -326,7 +332,8 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
         path = crafted.write_features(tmp_path / f"{number}.h5", rows, crafted.names(number))
         clusters = tmp_path / f"{number}-clusters.h5"
         settings_ = crafted.clustering(memory_mb=1, iterations=2)
-        one = peak("kt.cluster", features=path, k=20, seed=0, settings=settings_, output=clusters)
+        more = {"k": "20", "layer": "", "choice": None, "settings": settings_, "seed": 0}
+        one = peak("kt.cluster", features=path, output=clusters, **more)
         labels = tmp_path / "labels.h5"
         two = peak("kt.pseudo_labels", features=path, clusters=clusters, describe={}, output=labels)
         found.append((one, two))

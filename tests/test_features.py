@@ -27,7 +27,8 @@ def run(folder, pack, layer="conv2", edge=2, pool="mean"):
 def step(folder, pack, **options):
     """Runs the step with some of its options; gives the table's path."""
     output = folder / "features.h5"
-    values = dict.fromkeys(("model", "layer", "map", "given", "keys")) | {"pool": "mean"} | options
+    values = dict.fromkeys(("model", "layer", "map", "given", "keys", "choice"))
+    values |= {"pool": "mean", "mirror": False} | options
     features.run(argparse.Namespace(pack=pack, output=output, **values))
     return output
 

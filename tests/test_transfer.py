@@ -131,7 +131,13 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
     clusters = [place / f"clusters-{seed}.h5" for seed in several]
     labels = [place / f"labels-{seed}.h5" for seed in several]
     for one, fit, made, label in zip(features, fitted, clusters, labels, strict=True):
-        settings = {"k": K, "settings": crafted.clustering(), "seed": 0}
+        settings = {
+            "k": str(K),
+            "layer": "",
+            "choice": None,
+            "settings": crafted.clustering(),
+            "seed": 0,
+        }
         cluster.run(argparse.Namespace(features=fit, output=made, **settings))
         pseudo_labels.run(
             argparse.Namespace(features=one, clusters=made, describe={}, output=label)

@@ -183,6 +183,26 @@ def pool(maps: Tensor, edge: int, kind: str = "mean") -> Tensor:
     return pooling[kind](maps.float(), (min(height, edge), min(width, edge))).flatten(1)
 
 
+def pooled(
+    backbone: Backbone, images: Tensor, layers: list[str], edge: int, kind: str, mirror: bool
+) -> dict[str, Tensor]:
+    """Gives pooled features (B, D) of layers of normalised images (B, 3, H, W).
+
+    Args:
+        backbone: In eval mode.
+        images: Normalised.
+        layers: Names.
+        edge: See `pool`.
+        kind: See `pool`.
+        mirror: Whether they are averaged over the image and its mirror image.
+    """
+    found = {layer: pool(map, edge, kind) for layer, map in backbone.maps(images, layers).items()}
+    if mirror:
+        other = pooled(backbone, images.flip(-1), layers, edge, kind, False)
+        found = {layer: (rows + other[layer]) / 2 for layer, rows in found.items()}
+    return found
+
+
 def build(name: str, options: dict) -> Backbone:
     """Builds a backbone with fresh weights.
 

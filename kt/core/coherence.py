@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kt.core.checking import nearest, options, pinned, plugin
 from kt.core.ending import ConfigError
-from kt.core.schema import PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
+from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
 
 
 def check_names(config: Config) -> None:
@@ -63,9 +63,10 @@ def _check_foreign(name: str, teacher: Teacher) -> None:
 
 def _check_sizes(config: Config) -> None:
     dataset = config.datasets[config.use.cluster]
-    if dataset.unlabelled and dataset.unlabelled < max(config.clusters):
+    largest = max(config.numbers, default=0)
+    if dataset.unlabelled and dataset.unlabelled < largest:
         raise ConfigError(
-            f"clusters: k = {max(config.clusters)} is more than the {dataset.unlabelled} images of "
+            f"clusters: k = {largest} is more than the {dataset.unlabelled} images of "
             f"datasets.{config.use.cluster}.unlabelled; choose a smaller k or more images"
         )
     if config.clustering.whiten and config.clustering.pca is None:
@@ -87,6 +88,7 @@ def check_plugins(config: Config) -> None:
         _check_layers(config, name, teacher)
         if teacher.task:
             _check_task(teacher.task, size["pretext"], f"teachers.{name}.task")
+    _check_task(config.choice.task, size["cluster"], "choice.task")
     for name, values in config.evaluations.items():
         checked = options("evaluations", name, values, f"evaluations.{name}")
         if hasattr(checked, "task"):
@@ -116,7 +118,22 @@ def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
         value = config.targets[value].backbone
     checked = _check_plugin("backbones", value, f"teachers.{name}.backbone")
     known = plugin("backbones", value.name).layers(checked)
+    if AUTO in teacher.layers and len(teacher.layers) > 1:
+        raise ConfigError(
+            f"teachers.{name}.layers: {AUTO} chooses one of all layers and stands alone, found "
+            f"{teacher.layers}"
+        )
+    unseen = {"clusters": config.clusters if teacher.layers else []}
+    unseen[f"teachers.{name}.layers"] = teacher.layers
+    for key, values in unseen.items():
+        if teacher.features and AUTO in values:
+            raise ConfigError(
+                f"{key}: {AUTO} needs a network that can look at two views of an image, and "
+                f"teachers.{name}.features are given, not computed; name what you want"
+            )
     for layer in teacher.layers:
+        if layer == AUTO:
+            continue
         if known is not None and layer not in known and not teacher.features:
             raise ConfigError(
                 f"teachers.{name}.layers: {layer!r} is not a layer{nearest(layer, known)}"

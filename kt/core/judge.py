@@ -156,17 +156,24 @@ def contingency(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return table
 
 
+def entropy(p: np.ndarray) -> float:
+    """Gives the entropy of probabilities of any shape, in nats."""
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
+
+
+def mutual_information(one: np.ndarray, two: np.ndarray) -> float:
+    """Gives the mutual information of two labellings (N,), in nats."""
+    joint = contingency(one, two) / len(one)
+    return entropy(joint.sum(1)) + entropy(joint.sum(0)) - entropy(joint)
+
+
 def nmi(one: np.ndarray, two: np.ndarray) -> float:
     """Gives the normalised mutual information of two labellings (N,), arithmetic mean, 0..1."""
     joint = contingency(one, two) / len(one)
-
-    def entropy(p: np.ndarray) -> float:
-        return float(-(p[p > 0] * np.log(p[p > 0])).sum())
-
     first, second = entropy(joint.sum(1)), entropy(joint.sum(0))
     if first + second == 0:
         return 1.0
-    return max(0.0, 2 * (first + second - entropy(joint.ravel())) / (first + second))
+    return max(0.0, 2 * (first + second - entropy(joint)) / (first + second))
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:

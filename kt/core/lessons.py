@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from kt import config
-from kt.config import Config
+from kt.config import AUTO, Config
+
+WHOLE = 10**6  # a k whose parts show the factors that a kind multiplies it by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +20,13 @@ class Lesson:
     Attributes:
         transfer: Name of the kind's settings in the config.
         sources: Teacher and layer, more than one where a kind takes several together.
-        k: Number of clusters.
+        k: Number of clusters, or `auto`.
         round: Which one of a kind with rounds; 0 is the last, the one that is judged.
     """
 
     transfer: str
     sources: tuple[tuple[str, str], ...]
-    k: int
+    k: int | str
     round: int = 0
 
     @property
@@ -68,17 +70,19 @@ class Describer:
         folder: Of the model.
         map: Its layer's map is pooled to map x map.
         pool: How.
+        mirror: Whether features are averaged over the image and its mirror image.
     """
 
     folder: str
     map: int
     pool: str = "mean"
+    mirror: bool = False
 
 
 def describers(settings: Config) -> dict[str, Describer]:
     """Gives all of them by name; a target that teaches has its path as name, joined by `~`."""
     found = {
-        name: Describer(f"results/teachers/{name}/s0", teacher.map, teacher.pool)
+        name: Describer(f"results/teachers/{name}/s0", teacher.map, teacher.pool, teacher.mirror)
         for name, teacher in settings.teachers.items()
     }
     for lesson in lessons(settings).values():
@@ -125,7 +129,7 @@ def _options(settings: Config, lesson: Lesson):
 def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
     module = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
-    numbers = module.clusters(_options(settings, lesson), lesson.k)
+    numbers = _numbers(module, _options(settings, lesson), lesson.k)
     clustered, labelled = settings.use.cluster, settings.use.target
     places = [
         (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
@@ -139,6 +143,25 @@ def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
         "features": [f"results/features/{source}/{split}" for source, _ in places],
         "clusters": [f"results/clusters/{place}.h5" for _, place in places],
     }
+
+
+def _numbers(module, options, k: int | str) -> list[int | str]:
+    """Gives the numbers of clusters a kind needs at k, such as `autox0.5` for half of `auto`."""
+    if k != AUTO:
+        return module.clusters(options, k)
+    factors = (number / WHOLE for number in module.clusters(options, WHOLE))
+    return [AUTO if factor == 1 else f"{AUTO}x{factor:g}" for factor in factors]
+
+
+def choices(settings: Config) -> dict[str, list[str]]:
+    """Gives who has something to be chosen, teachers or graduates, and among which layers."""
+    found: dict[str, list[str]] = {}
+    for lesson in all_lessons(settings).values():
+        for name, layer in _sources(settings, lesson):
+            if AUTO in (lesson.k, layer):
+                layers = found.setdefault(name, [])
+                layers += [layer] if layer not in layers else []
+    return found
 
 
 def transfer_options(settings: Config, lesson: Lesson) -> list[str]:

@@ -2,7 +2,7 @@
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
 and, where they apply, `layer, labels_per_class, fraction, k, teacher, teacher_layer, target,
-transfer`.
+transfer`, and `chosen`, what `auto` stood for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kt.core import step
+from kt.core.auto import AUTO
 from kt.core.step import DataError
 
 Record = dict[str, Any]
@@ -23,7 +24,7 @@ ARMS = ("random", "direct", "longer", "untrained", "hog", "transfer", "supervise
 FIELDS = (
     *("arm", "model", "evaluation", "dataset", "metric", "value", "seed", "n"),
     *("layer", "labels_per_class", "fraction", "k", "teacher", "teacher_layer", "target"),
-    "transfer",
+    *("transfer", "chosen"),
 )
 NEEDED = FIELDS[:8]
 
@@ -65,6 +66,26 @@ def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Re
         return record.get("target") or (backbone if isinstance(backbone, str) else None)
 
     return [record | ({"target": found} if (found := target(record)) else {}) for record in records]
+
+
+def with_choice(record: Record, choices: Mapping[str, Mapping[str, Any]]) -> Record:
+    """Says in the field `chosen` which layers and k `auto` stood for.
+
+    Args:
+        record: Of any model.
+        choices: teacher -> what `kt/choose.py` wrote.
+    """
+    if AUTO not in (record.get("k"), *str(record.get("teacher_layer")).split("+")):
+        return record
+    found = []
+    for teacher, layer in zip(
+        record["teacher"].split("+"), record["teacher_layer"].split("+"), strict=True
+    ):
+        if choice := choices.get(teacher):
+            named = choice["layer"] if layer == AUTO else layer
+            k = choice["k"].get(named) if record["k"] == AUTO else record["k"]
+            found.append(f"{named} k {k}")
+    return record | ({"chosen": ", ".join(found)} if found else {})
 
 
 def sort_records(

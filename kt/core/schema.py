@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from kt.core.auto import AUTO
+
 ARMS = ("random", "direct", "transfer", "untrained", "hog", "supervised", "longer")
 # What PyYAML raises on numbers, dates and nesting that are none, beside its own errors.
 CRASHES = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
@@ -136,9 +138,15 @@ class Teacher(Settings):
         str | None,
         Field(description="`.npy` of features made elsewhere, for every layer; null: computed"),
     ]
-    layers: Annotated[list[Name], Field(description="layers to transfer from; [] none")]
+    layers: Annotated[
+        list[Name], Field(description=f"layers to transfer from; [] none; {AUTO}: one is chosen")
+    ]
     map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
     pool: Annotated[Literal["mean", "max"], Field(description="how it is pooled")]
+    mirror: Annotated[
+        bool,
+        Field(description="features are averaged over the image and its mirror image"),
+    ]
     transfer_as: Annotated[Literal[ARMS], Field(description="arm of the targets it teaches")]
     evaluate_as: Annotated[
         Literal[ARMS] | None, Field(description="arm under which it is judged itself; null: is not")
@@ -177,6 +185,16 @@ class Clustering(Settings):
     ]
 
 
+class Choice(Settings):
+    """How `auto` chooses a layer and k without labels (`kt/choose.py`)."""
+
+    images: Annotated[int, Field(ge=10, description="of the pool, at most")]
+    clusters: Annotated[
+        list[Annotated[int, Field(ge=2)]], Field(min_length=1, description="values of k to try")
+    ]
+    task: Annotated[Plugin, Field(description="label task whose augmentation makes the views")]
+
+
 class Target(Settings):
     """A network that learns the pseudo-labels from scratch."""
 
@@ -203,14 +221,15 @@ class Config(Settings):
     effort: Annotated[float, Field(gt=0, description="multiplies every epoch count (at least 1)")]
     images: Annotated[str | None, Field(description="folder, zip or tar with your own pictures")]
     clusters: Annotated[
-        list[Annotated[int, Field(ge=2)]],
-        Field(min_length=1, description="values of k"),
+        list[Annotated[int, Field(ge=2)] | Literal[AUTO]],
+        Field(min_length=1, description=f"values of k; {AUTO}: chosen for each teacher's layer"),
         BeforeValidator(_as_list),
     ]
     datasets: Annotated[dict[Name, Dataset], Field(min_length=1, description="by name")]
     use: Annotated[Use, Field(description="which data set serves which step")]
     teachers: Annotated[dict[Name, Teacher], Field(min_length=1, description="by name")]
     clustering: Annotated[Clustering, Field(description="k-means")]
+    choice: Annotated[Choice, Field(description=f"what `{AUTO}` chooses by")]
     transfers: Annotated[
         dict[Name, Transfer], Field(min_length=1, description="kinds of transfer, by name")
     ]
@@ -221,3 +240,8 @@ class Config(Settings):
     verdict: Annotated[
         list[Name], Field(description="evaluations whose validation score picks teacher, layer, k")
     ]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The values of k that are given as numbers."""
+        return [k for k in self.clusters if k != AUTO]

@@ -261,4 +261,5 @@ def about(record: Record) -> str:
     if record["arm"] not in ("transfer", "untrained", "hog"):
         return ""
     found = [f"{word} {record[key]}" for word, key in parts.items() if record.get(key)]
-    return ", ".join([kind, *found] if kind != "hard" else found)
+    said = ", ".join([kind, *found] if kind != "hard" else found)
+    return f"{said} ({record['chosen']})" if record.get("chosen") else said

@@ -18,7 +18,6 @@ from kt.config import Count, Plugin, Settings
 
 NEEDS_LABELS = False
 FROZEN = True
-VIEWS = 10**6  # their epochs: no training has seen these crops
 
 
 class Options(Settings):
@@ -49,8 +48,7 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
 
     layer = backbone.layers[-1]
     train, test = (
-        _unit(judge.features(backbone, split.pack, 1)[layer].numpy())
-        for split in (data.train, data.test)
+        _unit(judge.features(backbone, split.pack, 1)[layer]) for split in (data.train, data.test)
     )
     k = min(data.num_classes, len(train))
     centroids, _ = cluster.kmeans(train, k, options.iterations, 3, False, seed)
@@ -61,43 +59,22 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
 
 def view_agreement(backbone, pool, options: Options, seed: int) -> float:
     """Gives the NMI of the clusters of two views of the same images."""
-    import torch
-
     from kt import cluster
-    from kt.core import draws, judge
+    from kt.core import judge, views
 
-    order = draws.permutation(seed, "views", 0, torch.from_numpy(pool.ids))
-    index = order[: options.view_images].sort().values
-    one, two = (views(backbone, pool, index, options, seed, number) for number in (0, 1))
+    layer = backbone.layers[-1]
+    index = views.chosen(pool, options.view_images, seed)
+    one, two = (
+        _unit(views.features(backbone, pool, index, options.task, seed, number, [layer])[layer])
+        for number in (0, 1)
+    )
     k = min(options.view_clusters, len(index) // 2)
     centroids, _ = cluster.kmeans(one, k, options.iterations, 1, False, seed)
     return judge.nmi(cluster.assign(one, centroids)[0], cluster.assign(two, centroids)[0])
 
 
-def views(backbone, pool, index, options: Options, seed: int, number: int):
-    """Gives features (n, D) float32 of unit length of the `number`-th augmented view."""
-    import torch
-
-    from kt.core import task as tasks
-    from kt.core.backbone import pool as average
-    from kt.pretext_train import build_task
-
-    ids = torch.from_numpy(pool.ids)
-    context = tasks.Context(
-        pool.size, ids, backbone.mean.cpu(), backbone.std.cpu(), seed, ids * 0, 1
-    )
-    where = backbone.mean.device
-    task, found = build_task(options.task, context), []
-    with torch.inference_mode():
-        for part in index.split(500):
-            images = torch.from_numpy(pool.images[part.numpy()]).to(where)
-            # By tensor operations: for so few images loading compiled loops takes longer.
-            made, _ = task.batch(images[:, None], part, VIEWS + number)
-            found.append(average(backbone(made[:, 0]), 1).cpu())
-    return _unit(torch.cat(found).numpy())
-
-
 def _unit(rows):
     import numpy as np
 
+    rows = np.asarray(rows)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
