@@ -252,8 +252,15 @@ def cluster(features: Path, k: int, iterations: int, output: Path) -> None:
     values = clustering(iterations)
     stage.run(
         argparse.Namespace(
-            features=features, k=str(k), layer="", choice=None, settings=values, seed=0,
-            output=output, threads=None,
+            features=features,
+            k=str(k),
+            layer="",
+            lower=False,
+            choice=None,
+            settings=values,
+            seed=0,
+            output=output,
+            threads=None,
         )  # fmt: skip
     )
 

@@ -5,8 +5,9 @@
     python -m experiments kinds                             # the page again, from what is kept
 
 An experiment is a folder here: `experiment.yaml` says question, data sets and claims,
-`overlay.yaml` lies over config.yaml and presets/photos.yaml. What a run found is kept beside them,
-a file for each data set: its metric records, what it cost, on what machine and at which commit.
+`overlay.yaml` lies over config.yaml and presets/photos.yaml, and over it that of a budget. What a
+run found is kept beside them, a file for each data set and budget: its metric records, what it
+cost, on what machine and at which commit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -25,7 +28,9 @@ from typing import Any
 import yaml
 
 from experiments.page import page
+from kt import config
 from kt.core import step
+from kt.core.records import with_targets
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "experiments"
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list them")
     parser.add_argument("--data", type=Path, help="folder of the pictures; without it no run")
     parser.add_argument("--only", nargs="+", help="of the data sets")
+    parser.add_argument("--budgets", nargs="+", help="of the budgets")
     parser.add_argument(
         "--runs", type=Path, default=Path("experiments-runs"), help="results/ go here"
     )
@@ -56,15 +62,30 @@ def main() -> None:
         if arguments.list:
             print(f"{name}: {about['question']}")
             continue
-        for dataset in about["datasets"] if arguments.data else []:
-            if not arguments.only or dataset in arguments.only:
-                found = run(name, dataset, arguments)
-                step.write_json(PLACE / name / f"{dataset}.json", found)
+        for budget, dataset in runs_of(about) if arguments.data else []:
+            chosen = (arguments.only or [dataset], arguments.budgets or [budget])
+            if dataset in chosen[0] and budget in chosen[1]:
+                found = run(name, about, dataset, budget, arguments)
+                step.write_json(PLACE / name / kept_as(dataset, budget), found)
         write_page(name, about)
 
 
-def run(name: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs the workflow on one data set; gives records, cost, machine and commit.
+def runs_of(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lists budgets and data sets; an experiment with one budget does not name it."""
+    return list(itertools.product(about.get("budgets", {"": {}}), about["datasets"]))
+
+
+def kept_as(dataset: str, budget: str) -> str:
+    """Names the file with what a run found."""
+    return f"{dataset}-{budget}.json" if budget else f"{dataset}.json"
+
+
+def run(
+    name: str, about: dict[str, Any], dataset: str, budget: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Runs the workflow on one data set with one budget; gives records, cost, machine and commit.
+
+    Experiments with the same data set and budget share a folder, and so what they have in common.
 
     Raises:
         SystemExit: The pictures are missing, or the workflow failed; with its exit code.
@@ -72,11 +93,15 @@ def run(name: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any
     images = next(arguments.data.glob(f"{dataset}.*"), arguments.data / dataset)
     if not images.exists():
         sys.exit(f"error: expected pictures at {images}(.zip, .tar), found nothing")
-    folder = (arguments.runs / name / dataset).absolute()
+    folder = (arguments.runs / Path(kept_as(dataset, budget)).stem).absolute()
+    overlays = [config.read(PLACE / name / "overlay.yaml"), about.get("budgets", {}).get(budget)]
+    given = config.merge(overlays[0], overlays[1] or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    step.write_text(folder / f"{name}.yaml", yaml.safe_dump(given))
     command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--directory", folder]
     command += [
         "--configfile",
-        PLACE / name / "overlay.yaml",
+        folder / f"{name}.yaml",
         "--config",
         f"images={images.absolute()}",
     ]
@@ -84,8 +109,13 @@ def run(name: str, dataset: str, arguments: argparse.Namespace) -> dict[str, Any
     done = subprocess.run(list(map(str, command)), cwd=ROOT)
     if done.returncode:
         sys.exit(done.returncode)
+    records = step.read_json(folder / "results/report/metrics.json")
+    settings = config.resolve(ROOT, {**given, "images": str(images.absolute())})
+    if about.get("peer"):
+        peer = importlib.import_module(f"experiments.{about['peer']}")
+        records += peer.records(ROOT, folder, settings)
     return {
-        "records": step.read_json(folder / "results/report/metrics.json"),
+        "records": with_targets(records, settings.model_dump()),
         "cpu_seconds": round(cpu_seconds(folder)),
         "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
         "cores": arguments.cores,
@@ -119,9 +149,9 @@ def machine() -> str:
 def write_page(name: str, about: dict[str, Any]) -> None:
     """Writes docs/results/NAME.md from what is kept; nothing where no run is."""
     found = {
-        dataset: json.loads(path.read_text())
-        for dataset in about["datasets"]
-        if (path := PLACE / name / f"{dataset}.json").exists()
+        ", ".join(filter(None, (dataset, budget))): json.loads(path.read_text())
+        for budget, dataset in runs_of(about)
+        if (path := PLACE / name / kept_as(dataset, budget)).exists()
     }
     if found:
         (ROOT / "docs/results").mkdir(exist_ok=True)

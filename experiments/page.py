@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kt.core import summary, verdict
-from kt.core.intervals import TIE, Interval, outcome
-from kt.core.records import Column, Record, grouped
+from kt.core.intervals import TIE, Interval, interval, outcome
+from kt.core.records import Column, Record, by_seed, grouped
 
 WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
 SHOWN = ("knn", "linear", "finetune")
+VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
 
 
 def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -41,7 +42,7 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
 
 def table(records: Sequence[Record]) -> str:
     """Gives one row for each model, the layers of probes chosen on held-out images."""
-    comparison = summary.compare(records, ["knn", "linear"])
+    comparison = summary.compare(records, VERDICT)
     rows = comparison.arms + [row for row in comparison.candidates if not row.chosen]
     places = [i for i, column in enumerate(comparison.columns) if column.evaluation in SHOWN]
     heads = [verdict.title(comparison.columns[place]) for place in places]
@@ -58,8 +59,10 @@ def table(records: Sequence[Record]) -> str:
 def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> list[str]:
     """Gives a list with one line for each claim: the gap with its interval, and what it says.
 
-    A claim names two sets of fields (`of`, `against`) that each single out one model, an
-    `evaluation`, perhaps `labels_per_class` and `layer`. `expect: tie` claims that there is no gap.
+    A claim names two sets of fields (`of`, `against`) that each single out one model, or an arm,
+    whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`. `expect:
+    tie` claims that there is no gap. With `half_way_to` the gap is that to the middle between
+    `against` and that model.
     """
     lines = []
     for claim in given:
@@ -87,15 +90,25 @@ def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval 
     Raises:
         ValueError: The fields of a side fit more than one model.
     """
+    chosen = summary.compare(records, VERDICT).chosen
     column = Column(claim["evaluation"], claim.get("metric", "top1"), claim.get("labels_per_class"))
     layer = claim.get("layer")
     sides = []
-    for side in ("of", "against"):
+    for side in ("of", "against", "half_way_to"):
+        if side not in claim:
+            continue
         wanted = claim[side]
+        if set(wanted) == {"arm"}:
+            wanted = {"model": chosen.get(wanted["arm"])}
         fits = [r for r in records if all(r.get(key) == value for key, value in wanted.items())]
         if len(grouped(fits, lambda record: record["model"])) > 1:
             raise ValueError(f"{claim['text']}: {side} {wanted} fits more than one model")
         sides.append([r for r in fits if layer in (None, r.get("layer"))])
     if layer is None:
         sides = [summary.settle_layers(side) for side in sides]
-    return summary.paired(*sides, column)
+    if len(sides) == 2:
+        return summary.paired(*sides, column)
+    ours, low, high = (by_seed(side, column) for side in sides)
+    common = sorted(ours.keys() & low.keys() & high.keys())
+    gaps = [ours[seed] - (low[seed] + high[seed]) / 2 for seed in common]
+    return interval(gaps) if gaps else None

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--features", type=Path, required=True, help="table to cluster")
     parser.add_argument("--k", required=True, help="number of clusters, or auto")
+    parser.add_argument("--lower", action="store_true", help="k to half of the images, if above")
     parser.add_argument("--layer", default="", help="of the features, for --k auto")
     parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --k auto")
     parser.add_argument(
@@ -73,6 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
     _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
     with tables.read(arguments.features) as found:
         number = len(found.keys)
+    if arguments.lower and k > max(2, number // 2):
+        step.log.info("cluster: k = %d is lowered to half of the %d images", k, number)
+        k = max(2, number // 2)
     if number < k:
         raise ConfigError(
             f"clusters: k = {k} is more than the {number} images of {where}; "

@@ -107,6 +107,7 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     for overlay in overlays:
         values = merge(values, overlay)
+    _forget_removed(values, overlays)
     for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
@@ -128,6 +129,30 @@ def _put_path(config: Config) -> None:
             "images: is set, but datasets.images is missing (see presets/photos.yaml)"
         )
     config.datasets["images"] = dataset.model_copy(update={"path": config.images})
+
+
+def _forget_removed(values: dict[str, Any], overlays: tuple) -> None:
+    """Takes teachers that an overlay set to null out of the transfers that name them.
+
+    A kind that takes its teachers together goes as a whole: with fewer it would be another one.
+    """
+    teachers, transfers = values.get("teachers"), values.get("transfers")
+    if not (isinstance(teachers, dict) and isinstance(transfers, dict)):
+        return
+    said = [given for overlay in overlays if isinstance(given := overlay.get("teachers"), dict)]
+    removed = {name for given in said for name, value in given.items() if value is None}
+    removed -= {name for name, value in teachers.items() if value is not None}
+    for name, transfer in transfers.items():
+        wanted = transfer.get("of") if isinstance(transfer, dict) else None
+        if not isinstance(wanted, list):
+            continue
+        left = [part for part in wanted if str(part).partition("/")[0] not in removed]
+        if len(left) == len(wanted):
+            continue
+        kind = transfer.get("kind")
+        known = isinstance(kind, dict) and kind.get("name") in plugins("transfers")
+        whole = known and plugin("transfers", kind["name"]).TOGETHER
+        transfers[name] = {**transfer, "of": left} if left and not whole else None
 
 
 def _expand_likes(teachers: dict[str, Any]) -> dict[str, Any]:

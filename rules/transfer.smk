@@ -19,6 +19,8 @@ rule cluster:
     params:
         settings=dumps(SETTINGS.clustering),
         choice=choice_options,
+        # A k that a kind of transfer made of that in the config, such as four times it.
+        lower=lambda w: ["--lower"] if w.k not in map(str, SETTINGS.clusters) else [],
         seed=SETTINGS.seed,
         stage_version=2,
     message:
@@ -29,6 +31,7 @@ rule cluster:
         " --layer {wildcards.layer:q}"
         " --k {wildcards.k}"
         " {params.choice:q}"
+        " {params.lower:q}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"
         " --output {output:q}"

@@ -44,7 +44,7 @@ def same_partition(one, two) -> bool:
     return len(pairs) == len(set(one.tolist())) == len(set(two.tolist()))
 
 
-def run(path, features, keys, k=3, seed=0, **changes):
+def run(path, features, keys, k=3, seed=0, lower=False, **changes):
     """Runs the step; gives centroids, sizes, transform and the table's path."""
     path.mkdir(exist_ok=True)
     written = crafted.write_features(path / "features.h5", features, keys)
@@ -54,6 +54,7 @@ def run(path, features, keys, k=3, seed=0, **changes):
             features=written,
             k=str(k),
             layer="",
+            lower=lower,
             choice=None,
             seed=seed,
             output=output,
@@ -208,6 +209,12 @@ def test_the_table_says_sizes_objective_and_settings(tmp_path):
 def test_more_clusters_than_images_are_refused_with_both_numbers(tmp_path):
     with pytest.raises(ConfigError, match="k = 9 is more than the 8 images"):
         run(tmp_path, gaussians(8, 3), crafted.names(8), k=9)
+
+
+def test_a_k_that_was_derived_is_lowered_to_half_of_the_images(tmp_path):
+    for k, found in ((3, 3), (5, 4), (9, 4)):
+        centroids, *_ = run(tmp_path, gaussians(8, 3), crafted.names(8), k=k, lower=True)
+        assert len(centroids) == found
     assert not (tmp_path / "clusters.h5").exists()
 
 
@@ -332,7 +339,14 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
         path = crafted.write_features(tmp_path / f"{number}.h5", rows, crafted.names(number))
         clusters = tmp_path / f"{number}-clusters.h5"
         settings_ = crafted.clustering(memory_mb=1, iterations=2)
-        more = {"k": "20", "layer": "", "choice": None, "settings": settings_, "seed": 0}
+        more = {
+            "k": "20",
+            "layer": "",
+            "lower": False,
+            "choice": None,
+            "settings": settings_,
+            "seed": 0,
+        }
         one = peak("kt.cluster", features=path, output=clusters, **more)
         labels = tmp_path / "labels.h5"
         two = peak("kt.pseudo_labels", features=path, clusters=clusters, describe={}, output=labels)

@@ -36,20 +36,27 @@ def records(gap=0.1, noise=0.001, seeds=3):
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_overlay_is_a_valid_configuration(name):
+def settings(name, budget=None):
     overlay = config.read(ROOT / "experiments" / name / "overlay.yaml")
-    config.resolve(ROOT, {**overlay, "images": "pictures.zip"})
+    return config.resolve(ROOT, config.merge(overlay, budget or {}) | {"images": "pictures.zip"})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_side_of_a_claim_is_one_model_of_the_run(name):
-    overlay = config.read(ROOT / "experiments" / name / "overlay.yaml")
-    settings = config.resolve(ROOT, {**overlay, "images": "pictures.zip"})
-    models = [model.describe for model in plan.judged(settings)]
+def test_the_overlay_of_every_budget_is_a_valid_configuration(name):
+    for budget in [*about(name).get("budgets", {}).values(), {}]:
+        settings(name, budget)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_side_of_a_claim_is_one_model_or_an_arm_of_the_run(name):
+    models = [model.describe for model in plan.judged(settings(name))]
+    arms = {model["arm"] for model in models} | {about(name).get("peer")}
     for claim in about(name)["claims"]:
-        assert claim["evaluation"] in settings.evaluations
-        for side in ("of", "against"):
+        assert claim["evaluation"] in settings(name).evaluations
+        for side in {"of", "against", "half_way_to"} & claim.keys():
+            if set(claim[side]) == {"arm"}:
+                assert claim[side]["arm"] in arms
+                continue
             fits = [m for m in models if all(m.get(k) == v for k, v in claim[side].items())]
             assert len(fits) == 1, (claim["text"], side, [m["model"] for m in fits])
 
@@ -82,6 +89,19 @@ def test_a_claim_holds_or_not_by_the_paired_interval(gap, noise, word):
 def test_a_claim_of_no_gap_needs_an_interval_within_two_points(gap, noise, word):
     (line,) = claims([{**CLAIM, "expect": "tie"}], records(gap, noise))
     assert f"**{word}**" in line
+
+
+def test_an_arm_stands_for_its_chosen_model_and_half_way_is_the_middle():
+    better = [
+        {**r, "model": "c", "value": r["value"] - 0.2} for r in records() if r["model"] == "a"
+    ]
+    claim = {**CLAIM, "of": {"arm": "transfer"}, "against": {"arm": "direct"}}
+    assert difference(claim, records() + better).mean == pytest.approx(0.1)  # `a`, not `c`
+    bound = [{**r, "arm": "supervised", "model": "s", "value": 0.8} for r in records()[:2] * 3]
+    bound = [{**r, "seed": seed} for seed, r in zip((0, 0, 1, 1, 2, 2), bound, strict=True)]
+    bound[1::2] = [{**r, "metric": "validation_top1"} for r in bound[1::2]]
+    half = difference({**claim, "half_way_to": {"arm": "supervised"}}, records() + bound)
+    assert half.mean == pytest.approx(0.6 - (0.5 + 0.8) / 2, abs=1e-3)
 
 
 def test_what_was_not_measured_is_said_and_two_models_for_one_side_are_refused():

@@ -133,6 +133,7 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
     for one, fit, made, label in zip(features, fitted, clusters, labels, strict=True):
         settings = {
             "k": str(K),
+            "lower": False,
             "layer": "",
             "choice": None,
             "settings": crafted.clustering(),
@@ -362,6 +363,17 @@ def test_a_wrong_kind_is_refused_before_anything_runs(kind, message):
         settings(one={"kind": {"name": "regression"}, "of": ["dep"]})
     with pytest.raises(ConfigError, match="'block9' is not among"):
         settings(one={"kind": {"name": "regression"}, "of": ["deep/block9"]})
+
+
+def test_a_teacher_that_is_removed_is_taken_out_of_what_it_taught():
+    several = {"kind": {"name": "multi_teacher", "factors": [1]}, "of": ["deep", "hog"]}
+    alone = {"kind": {"name": "multi_k", "factors": [1, 2]}, "of": ["hog"]}
+    hard = {"of": ["deep/block3", "hog"]}
+    given = {"transfers": {"several": several, "alone": alone, "hard": hard}}
+    settings = config.resolve(ROOT, given, {"teachers": {"hog": None}})
+    assert {name: one.of for name, one in settings.transfers.items()} == {"hard": ["deep/block3"]}
+    with pytest.raises(ConfigError, match="transfers.hard.of: 'hogg' is not defined"):
+        config.resolve(ROOT, {"transfers": {"hard": {"of": ["hogg"]}}})
 
 
 @pytest.mark.slow

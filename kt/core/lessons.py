@@ -103,7 +103,7 @@ def _graduate(options, lesson: Lesson) -> str:
     return "~".join([options.target, *lesson.origin.split("/")])
 
 
-def _sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
+def sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
     """Gives who teaches: the teachers, in a later round (also) the target of the one before."""
     options = _options(settings, lesson)
     number = lesson.round or getattr(options, "rounds", 1)
@@ -111,7 +111,9 @@ def _sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
         return lesson.sources
     before = dataclasses.replace(lesson, round=number - 1)
     kept = lesson.sources if options.keep else ()
-    return (*kept, (_graduate(options, before), options.layer))
+    kind = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
+    layer = kind.teaching_layer(options, settings)
+    return (*kept, (_graduate(options, before), layer))
 
 
 def all_lessons(settings: Config) -> dict[str, Lesson]:
@@ -133,7 +135,7 @@ def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     clustered, labelled = settings.use.cluster, settings.use.target
     places = [
         (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
-        for teacher, layer in _sources(settings, lesson)
+        for teacher, layer in sources(settings, lesson)
         for k in numbers
     ]
     split = f"{labelled}-train-unlabelled.h5"
@@ -157,7 +159,7 @@ def choices(settings: Config) -> dict[str, list[str]]:
     """Gives who has something to be chosen, teachers or graduates, and among which layers."""
     found: dict[str, list[str]] = {}
     for lesson in all_lessons(settings).values():
-        for name, layer in _sources(settings, lesson):
+        for name, layer in sources(settings, lesson):
             if AUTO in (lesson.k, layer):
                 layers = found.setdefault(name, [])
                 layers += [layer] if layer not in layers else []

@@ -259,7 +259,7 @@ def about(record: Record) -> str:
     kind = record.get("transfer") or "hard"
     parts = {"teacher": "teacher", "layer": "teacher_layer", "k": "k"}
     if record["arm"] not in ("transfer", "untrained", "hog"):
-        return ""
+        return record.get("chosen", "")
     found = [f"{word} {record[key]}" for word, key in parts.items() if record.get(key)]
     said = ", ".join([kind, *found] if kind != "hard" else found)
     return f"{said} ({record['chosen']})" if record.get("chosen") else said

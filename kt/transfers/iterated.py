@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kt.config import Config, Count, Name, options, plugin
+from kt.config import Config, Count, Name, Plugin, options, plugin
 from kt.core.step import ConfigError
 from kt.transfers import multi_k
 from kt.transfers.multi_k import build, clusters  # noqa: F401 (a head for each of all)
@@ -26,7 +26,10 @@ class Options(multi_k.Options):
     rounds: Annotated[int, Field(ge=2, description="trainings in all, the first on the teachers")]
     keep: Annotated[bool, Field(description="the teachers teach in later rounds, too")]
     target: Annotated[Name, Field(description="whose networks teach the rounds between")]
-    layer: Annotated[Name, Field(description="of these networks, whose features are clustered")]
+    layer: Annotated[
+        Name | None,
+        Field(description="of these networks, whose features are clustered; null: last"),
+    ]
     map: Annotated[Count, Field(description="the layer's map is pooled to map x map")]
 
 
@@ -35,7 +38,18 @@ def check(given: Options, config: Config) -> None:
     if given.target not in config.targets:
         raise ConfigError(f"target: {given.target!r} is none of {', '.join(config.targets)}")
     backbone = config.targets[given.target].backbone
-    module = plugin("backbones", backbone.name)
-    known = module.layers(options("backbones", backbone.name, backbone.options()))
-    if known is not None and given.layer not in known:
+    known = _layers(backbone)
+    if known is None and given.layer is None:
+        raise ConfigError(f"layer: name one, backbone {backbone.name} does not say its layers")
+    if None not in (known, given.layer) and given.layer not in known:
         raise ConfigError(f"layer: {given.layer!r} is none of {', '.join(known)}")
+
+
+def teaching_layer(given: Options, config: Config) -> str:
+    """Gives the layer's name, also where the options leave it to be the last."""
+    return given.layer or _layers(config.targets[given.target].backbone)[-1]
+
+
+def _layers(backbone: Plugin) -> list[str] | None:
+    module = plugin("backbones", backbone.name)
+    return module.layers(options("backbones", backbone.name, backbone.options()))
