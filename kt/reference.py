@@ -40,14 +40,14 @@ def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
 
 def _optional(field: dict) -> str | None:
     """Gives the settings that may stand at a key beside null; those of plug-ins stand below."""
-    parts = (part.get("$ref", "/Plugin") for part in field.get("anyOf", []))
+    parts = (part.get("$ref", "/Plugin") for part in field.get("anyOf", field.get("oneOf", [])))
     return next((part for part in parts if not part.endswith("/Plugin")), None)
 
 
 def _type(field: dict) -> str:
     """Gives a JSON schema's type and limits in a few words."""
-    if "anyOf" in field:
-        return " or ".join(_type(part) for part in field["anyOf"])
+    if choice := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(_type(part) for part in choice)
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "$ref" in field:
