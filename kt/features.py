@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", choices=["mean", "max"], default="mean", help="how")
     parser.add_argument("--mirror", action="store_true", help="average with the mirror image")
     parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --layer auto")
-    parser.add_argument("--given", type=Path, help=".npy with features, instead of a model")
-    parser.add_argument("--keys", type=Path, help="of its rows: a text file, one a line")
+    parser.add_argument("--given", type=Path, help=".npy or HDF5 of features, instead of a model")
+    parser.add_argument(
+        "--keys", type=Path, help="of its rows: a text file, one a line, or the HDF5"
+    )
     parser.add_argument("--pack", type=Path, required=True, help="packed images")
     parser.add_argument("--output", type=Path, required=True, help="table to write")
 

@@ -174,7 +174,9 @@ def _code(key: str, plugin: Plugin) -> dict[str, str]:
 
 
 def keys_of(teacher: Teacher) -> str:
-    """Gives the file with the keys of given features."""
+    """Gives the file with the keys of given features; HDF5 holds both."""
+    if not teacher.features.endswith(".npy"):
+        return teacher.features
     return f"{teacher.features.removesuffix('.npy')}.keys.txt"
 
 

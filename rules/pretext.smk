@@ -91,7 +91,7 @@ rule choose:
         " --layers {params.layers:q}"
         " --map {params.map}"
         " --pool {params.pool}"
-        " {params.mirror}"
+        " {params.mirror:q}"
         " --pack {input.pack:q}"
         " --clustering {params.clustering:q}"
         " --choice {params.choice:q}"

@@ -146,7 +146,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(overlay, key, hint
         ({"teachers": {"deep": {"features": "f.npy", "weights": FOREIGN}}},
          ["teachers.deep.features: there is no network", "teachers.deep.weights must be null"]),
         ({"teachers": {"own": {"features": "f.npy"}}}, ["teachers.own.evaluate_as must be null"]),
-        ({"teachers": {"deep": {"features": "f.h5"}}}, ["expected a .npy file, found 'f.h5'"]),
+        ({"teachers": {"deep": {"features": "f.csv"}}}, ["a .npy or .h5 file, found 'f.csv'"]),
         ({"teachers": {"deep": {"pool": "sum"}}}, ["teachers.deep.pool", "'mean' or 'max'"]),
         ({"images": "p", "datasets": {"images": None}}, ["datasets:", "at least 1 item"]),
         ({"images": "p", "datasets": {"images": None, "other": BASE["datasets"]["fashion_mnist"]}},
@@ -322,6 +322,8 @@ def test_only_networks_that_teach_or_are_judged_are_trained():
     taken = config.resolve(ROOT, {"teachers": {"deep": {"features": "a/f.npy"}}})
     assert set(workflow.at_work(taken)) == everything - {"deep"}
     assert workflow.keys_of(taken.teachers["deep"]) == "a/f.keys.txt"
+    whole = config.resolve(ROOT, {"teachers": {"deep": {"features": "a/f.h5"}}})
+    assert workflow.keys_of(whole.teachers["deep"]) == "a/f.h5"
     budget = workflow.budget(taken, taken.teachers["longer"])
     assert [part["task"].name for part in budget] == ["classification"]  # deep costs nothing here
 

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import crafted
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -183,6 +184,55 @@ def test_given_features_are_joined_by_key_and_those_of_other_images_left_aside(
     with table.read(tmp_path / "features.h5", "features", {"features": 2}) as file:
         parents = json.loads(table.text(file, "provenance"))["parents"]
     assert parents[str(tmp_path / "given.npy")] == table.digest(tmp_path / "given.npy")
+
+
+@pytest.mark.parametrize("text", [str, bytes])
+def test_features_and_keys_in_one_hdf5_file_are_those_of_npy_and_text(tmp_path, pack, text):
+    rows, keys = given_rows()
+    expected = content(step(tmp_path, pack, **write_given(tmp_path, rows, keys)))
+    path = tmp_path / "given.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", data=rows, compression="gzip", chunks=(7, 5))
+        file["keys"] = keys if text is str else np.array([key.encode() for key in keys])
+    found = content(step(tmp_path, pack, given=path, keys=path))
+    assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
+
+
+def test_an_hdf5_file_without_them_or_with_links_is_refused(tmp_path, pack):
+    rows, keys = given_rows()
+    path, other = tmp_path / "given.h5", tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["features"], file["keys"] = rows, keys
+
+    def refused(write, message):
+        with h5py.File(path, "w") as file:
+            write(file)
+        with pytest.raises(DataError, match=message):
+            step(tmp_path, pack, given=path, keys=path)
+
+    def linked(file):
+        file["features"], file["keys"] = h5py.ExternalLink(str(other), "/features"), keys
+
+    def short(file):
+        file["features"], file["keys"] = rows[:-1], keys
+
+    def numbers(file):
+        file["features"], file["keys"] = rows, np.arange(len(rows))
+
+    def flat(file):
+        file["features"], file["keys"] = rows[:, 0], keys
+
+    refused(linked, "must be an array of this file")
+    refused(lambda file: None, "'features' must be an array of this file")
+    refused(short, "expected a key for each of the 602 rows")
+    refused(numbers, "keys .* of UTF-8 strings")
+    refused(flat, r"expected an array \(N, D\) of floats")
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match="expected HDF5 with features"):
+        step(tmp_path, pack, given=path, keys=path)
+    path.unlink()
+    with pytest.raises(DataError, match="found no file"):
+        step(tmp_path, pack, given=path, keys=path)
 
 
 def spoilt(change):

@@ -55,9 +55,9 @@ def _check_foreign(name: str, teacher: Teacher) -> None:
             f"teachers.{name}.features: there is no network where features are given, so "
             f"teachers.{name}.{other} must be null"
         )
-    if teacher.features and not teacher.features.endswith(".npy"):
+    if teacher.features and not teacher.features.endswith((".npy", ".h5", ".hdf5")):
         raise ConfigError(
-            f"teachers.{name}.features: expected a .npy file, found {teacher.features!r}"
+            f"teachers.{name}.features: expected a .npy or .h5 file, found {teacher.features!r}"
         )
 
 

@@ -136,7 +136,9 @@ class Teacher(Settings):
     ]
     features: Annotated[
         str | None,
-        Field(description="`.npy` of features made elsewhere, for every layer; null: computed"),
+        Field(
+            description="`.npy` or HDF5 of features made elsewhere, for every layer; null: computed"
+        ),
     ]
     layers: Annotated[
         list[Name], Field(description=f"layers to transfer from; [] none; {AUTO}: one is chosen")

@@ -223,14 +223,24 @@ def _check(file: h5py.File, path: Path, format: str, arrays: dict[str, int]) -> 
         raise DataError(f"{path} was altered: its content does not fit its digest; {REMOVE}")
 
 
-def _check_array(file: h5py.File, path: Path, name: str) -> None:
-    """Refuses what is not an array of plain values that stand in this file."""
+def own(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    """Gives an array that stands in this file; links and arrays elsewhere are refused.
+
+    Raises:
+        DataError: It is another thing, or not there.
+    """
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         raise DataError(f"{path}: {name!r} must be an array of this file; such files are refused")
     dataset = file[name]
     if dataset.external or dataset.is_virtual:
         raise DataError(f"{path}: array {name!r} points outside the file; such files are refused")
+    return dataset
+
+
+def _check_array(file: h5py.File, path: Path, name: str) -> None:
+    """Refuses what is not an array of plain values that stand in this file."""
+    dataset = own(file, path, name)
     if dataset.dtype.hasobject or dataset.ndim == 0:
         raise DataError(f"{path}: {name!r} holds {dataset.dtype}, {dataset.shape}; refused")
     # Rows that were never written would read as zeros, and as many as the header likes to say.
