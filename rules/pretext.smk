@@ -90,7 +90,7 @@ rule choose:
         " --model {params.folder:q}"
         " --layers {params.layers:q}"
         " --map {params.map}"
-        " --pool {params.pool}"
+        " --pool {params.pool:q}"
         " {params.mirror:q}"
         " --pack {input.pack:q}"
         " --clustering {params.clustering:q}"
