@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kt.core import coherence
-from kt.core.checking import check, nearest, options, pinned, plugin, plugins
+from kt.core.checking import check, layers, nearest, options, pinned, plugin, plugins
 from kt.core.schema import (
     ARMS,
     AUTO,
@@ -45,7 +45,7 @@ from kt.core.step import ConfigError
 __all__ = [
     "ARMS", "AUTO", "Choice", "Clustering", "Config", "Count", "Dataset", "Fraction", "NAME",
     "Name", "PRETRAINED", "Plugin", "Schedule", "Settings", "Target", "Teacher", "Training",
-    "Transfer", "Use", "Weights", "check", "options", "pinned", "plugin", "plugins",
+    "Transfer", "Use", "Weights", "check", "layers", "options", "pinned", "plugin", "plugins",
 ]  # fmt: skip
 
 

@@ -42,6 +42,12 @@ def options(kind: str, name: str, values: dict[str, Any], key: str = "") -> Sett
     return check(plugin(kind, name, key).Options, values, key)
 
 
+def layers(backbone: Plugin) -> list[str] | None:
+    """Lists the layers of a backbone by its options; None where only the built one knows them."""
+    module = plugin("backbones", backbone.name)
+    return module.layers(options("backbones", backbone.name, backbone.options()))
+
+
 # ---------------------------------------------------------------------------- checking
 
 

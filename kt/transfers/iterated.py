@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kt.config import Config, Count, Name, Plugin, options, plugin
+from kt.config import Config, Count, Name, layers
 from kt.core.step import ConfigError
 from kt.transfers import multi_k
 from kt.transfers.multi_k import build, clusters  # noqa: F401 (a head for each of all)
@@ -38,7 +38,7 @@ def check(given: Options, config: Config) -> None:
     if given.target not in config.targets:
         raise ConfigError(f"target: {given.target!r} is none of {', '.join(config.targets)}")
     backbone = config.targets[given.target].backbone
-    known = _layers(backbone)
+    known = layers(backbone)
     if known is None and given.layer is None:
         raise ConfigError(f"layer: name one, backbone {backbone.name} does not say its layers")
     if None not in (known, given.layer) and given.layer not in known:
@@ -47,9 +47,4 @@ def check(given: Options, config: Config) -> None:
 
 def teaching_layer(given: Options, config: Config) -> str:
     """Gives the layer's name, also where the options leave it to be the last."""
-    return given.layer or _layers(config.targets[given.target].backbone)[-1]
-
-
-def _layers(backbone: Plugin) -> list[str] | None:
-    module = plugin("backbones", backbone.name)
-    return module.layers(options("backbones", backbone.name, backbone.options()))
+    return given.layer or layers(config.targets[given.target].backbone)[-1]
