@@ -55,7 +55,7 @@ def run(arguments) -> None:
     records = sort_records(found, layers)
     if not records:
         raise DataError("--evaluations: expected at least one record, found none; evaluate a model")
-    seconds = training_seconds(models, records)
+    seconds = training_seconds(models, records, settings)
     judged = with_targets(records, settings)
     comparisons = [
         summary.compare(judged, settings.get("verdict", []), seconds, target)
@@ -154,8 +154,13 @@ def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
 # ---------------------------------------------------------------------------- seconds
 
 
-def training_seconds(models, records) -> dict[str, float]:
-    """Gives model -> seconds to train one network of it: mean over seeds, its teacher included."""
+def training_seconds(models, records, settings) -> dict[str, float]:
+    """Gives model -> seconds to train one network of it: mean over seeds, its teachers included.
+
+    Rounds before the last one count like it: they have the same budget.
+    """
+    kinds = settings.get("transfers", {})
+    rounds = {name: kind.get("kind", {}).get("rounds", 1) for name, kind in kinds.items()}
     own: dict[str, list[float]] = {}
     for model in models:
         trained = model["log"][-1].get("seconds") if model.get("log") else None
@@ -163,12 +168,15 @@ def training_seconds(models, records) -> dict[str, float]:
         if seconds is not None:
             own.setdefault(model["name"], []).append(seconds)
     mean = {name: math.fsum(values) / len(values) for name, values in own.items()}
-    teachers = {r["model"]: (r.get("teacher") or "").split("+") for r in records}
-    return {
-        name: mean[name] + sum(mean.get(teacher, 0.0) for teacher in taught_by if teacher != name)
-        for name, taught_by in teachers.items()
-        if name in mean
-    }
+    found = {}
+    for record in records:
+        name = record["model"]
+        teachers = (
+            mean.get(one, 0.0) for one in (record.get("teacher") or "").split("+") if one != name
+        )
+        if name in mean and name not in found:
+            found[name] = rounds.get(record.get("transfer"), 1) * mean[name] + sum(teachers)
+    return found
 
 
 def step_seconds(models, origins, data) -> list[tuple[str, float]]:

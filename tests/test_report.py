@@ -166,9 +166,13 @@ def test_settings_are_json_or_a_file_of_it(tmp_path):
 
 def test_the_seconds_of_an_arm_are_one_network_and_its_teacher(run):
     models = [report.read_model(folder) for folder in run.models]
-    seconds = report.training_seconds(models, list(made_up.draw_records()))
+    seconds = report.training_seconds(models, list(made_up.draw_records()), {})
     assert seconds["small/deep/block2/k100"] == 20 + 140
     assert seconds["direct"] == 60 and "random" not in seconds
+    rounds = {"transfers": {"twice": {"kind": {"name": "iterated", "rounds": 2}}}}
+    records = [record | {"transfer": "twice"} for record in made_up.draw_records()]
+    seconds = report.training_seconds(models, records, rounds)
+    assert seconds["small/deep/block2/k100"] == 2 * 20 + 140
     totals = dict(report.step_seconds(models, [], [{"seconds": 2.5}]))
     assert totals["ingest"] == 2.5 and totals["pretext: direct"] == 3 * 60
 
