@@ -27,6 +27,7 @@ from kt.core.schema import (
     Config,
     Count,
     Dataset,
+    FewImages,
     Fraction,
     Name,
     Plugin,
@@ -43,8 +44,8 @@ from kt.core.step import ConfigError
 
 # The steps and plug-ins take all of these from here.
 __all__ = [
-    "ARMS", "AUTO", "Choice", "Clustering", "Config", "Count", "Dataset", "Fraction", "NAME",
-    "Name", "PRETRAINED", "Plugin", "Schedule", "Settings", "Target", "Teacher", "Training",
+    "ARMS", "AUTO", "Choice", "Clustering", "Config", "Count", "Dataset", "FewImages", "Fraction",
+    "NAME", "Name", "PRETRAINED", "Plugin", "Schedule", "Settings", "Target", "Teacher", "Training",
     "Transfer", "Use", "Weights", "check", "layers", "options", "pinned", "plugin", "plugins",
 ]  # fmt: skip
 

@@ -101,7 +101,7 @@ def costs(settings: config.Config, known: dict[str, dict[str, int]]) -> list[Cos
         ConfigError: A number is known from neither.
     """
 
-    def number(role: str, split: str) -> int:
+    def number(role: str, split: str = "unlabelled") -> int:
         name = getattr(settings.use, role)
         found = known[split].get(name) or getattr(settings.datasets[name], split)
         if found is None:
@@ -110,6 +110,10 @@ def costs(settings: config.Config, known: dict[str, dict[str, int]]) -> list[Cos
                 f"datasets.{name}.{split} is null: say how many there are, --{option} {name}=N"
             )
         return found
+
+    def seen(role: str, training) -> int:
+        images = number(role)
+        return images * settings.few_images.epochs(plan.epochs(settings, training), images)
 
     size = {role: settings.datasets[name].size for role, name in settings.use}
     teachers: dict[str, Cost] = {}
@@ -120,15 +124,15 @@ def costs(settings: config.Config, known: dict[str, dict[str, int]]) -> list[Cos
         if not plan.trains(teacher):
             continue
         one = multiply_adds(plan.backbone(settings, teacher), teacher.task, size["pretext"])
-        images = number("pretext", "unlabelled") * plan.epochs(settings, teacher.training)
+        images = seen("pretext", teacher.training)
         if teacher.budget:
-            images = sum(_spent(settings, part, number, size) for part in teacher.budget) / one
+            images = sum(_spent(settings, part, seen, size) for part in teacher.budget) / one
         teachers[name] = Cost(name, plan.teacher_seeds(settings, name), one, images)
     found = [teachers[name] for name in plan.at_work(settings) if name in teachers]
     judged = {lesson.origin for lesson in lessons.lessons(settings).values()}
     for name, target in settings.targets.items():
         one = multiply_adds(target.backbone, target.task, size["target"])
-        images = number("target", "unlabelled") * plan.epochs(settings, target.training)
+        images = seen("target", target.training)
         for origin in lessons.all_lessons(settings):
             seeds = settings.seeds if origin in judged else 1
             found.append(Cost(f"{name}/{origin}", seeds, one, images))
@@ -158,17 +162,17 @@ def _tuned(settings: config.Config, size: int) -> list[Cost]:
     return found
 
 
-def _spent(settings, name: str, number, size) -> float:
+def _spent(settings, name: str, seen, size) -> float:
     """Gives the multiply-adds of one training that a budget names."""
     if name in settings.teachers:
         other = settings.teachers[name]
         if not plan.trains(other):
             return 0.0
         one = multiply_adds(plan.backbone(settings, other), other.task, size["pretext"])
-        return one * number("pretext", "unlabelled") * plan.epochs(settings, other.training)
+        return one * seen("pretext", other.training)
     other = settings.targets[name]
     one = multiply_adds(other.backbone, other.task, size["target"])
-    return one * number("target", "unlabelled") * plan.epochs(settings, other.training)
+    return one * seen("target", other.training)
 
 
 def multiply_adds(backbone: config.Plugin, task: config.Plugin, size: int) -> float:

@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
     parser.add_argument("--epochs", type=int, default=0, help="passes, `effort` included")
     parser.add_argument(
+        "--few-images",
+        type=config.json_of(config.FewImages),
+        help="JSON: more epochs for packs of fewer images",
+    )
+    parser.add_argument(
         "--budget", type=json.loads, default=[], help="trainings whose summed cost sets the epochs"
     )
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
@@ -110,7 +115,7 @@ def _job(arguments, backbone, context, pack, train, held_out, weights: dict | No
     torch.manual_seed(arguments.seed)  # the head's weights
     network = Network(backbone, task)
     job = training.Job(
-        network, task, pack, train, held_out, arguments.training, arguments.epochs,
+        network, task, pack, train, held_out, arguments.training, more_epochs(arguments, len(pack)),
         arguments.seed, progress_name(arguments), arguments.output / "log.jsonl",
         resume.place(arguments.state, digests),
         {**fingerprint(arguments), "digest": digest, "weights": weights},
@@ -123,11 +128,17 @@ def _job(arguments, backbone, context, pack, train, held_out, weights: dict | No
     return job
 
 
+def more_epochs(arguments: argparse.Namespace, images: int) -> int:
+    """Gives the epochs on a pack of so many images, raised if it is small and the option is on."""
+    few = arguments.few_images
+    return few.epochs(arguments.epochs, images) if few else arguments.epochs
+
+
 def _cost(part: dict) -> float:
     """Gives the multiply-adds of another training's forward passes.
 
     Args:
-        part: Its backbone, task, num_classes, epochs and pack.
+        part: Its backbone, task, num_classes, epochs, few_images and pack.
     """
     import torch
 
@@ -141,7 +152,8 @@ def _cost(part: dict) -> float:
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
     task = build_task(config.check(config.Plugin, part["task"]), context)
     backbone = model.fresh(config.check(config.Plugin, part["backbone"]), 0)
-    return multiply_adds(Network(backbone, task), task) * part["epochs"] * number
+    epochs = config.check(config.FewImages, part["few_images"]).epochs(part["epochs"], len(pack))
+    return multiply_adds(Network(backbone, task), task) * epochs * number
 
 
 def build_task(plugin: config.Plugin, context):

@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON, all its values",
     )
     parser.add_argument("--epochs", type=int, required=True, help="passes, `effort` included")
+    parser.add_argument(
+        "--few-images",
+        type=config.json_of(config.FewImages),
+        help="JSON: more epochs for packs of fewer images",
+    )
     parser.add_argument("--budget-of", type=Path, help="make as many steps as on this pack")
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
@@ -75,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         from kt.pretext_train import (
             build_task,
             fingerprint,
+            more_epochs,
             pool_context,
             progress_name,
             training_summary,
@@ -97,9 +103,10 @@ def run(arguments: argparse.Namespace) -> None:
     backbone = model.fresh(arguments.backbone, arguments.seed)
     backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
     task = build_task(arguments.task, context)
-    epochs = arguments.epochs
+    learned = images.read_pack(arguments.budget_of) if arguments.budget_of else pack
+    epochs = more_epochs(arguments, len(learned))
     if arguments.budget_of:
-        other = len(training.hold_out(images.read_pack(arguments.budget_of), 0.05, 1000)[0])
+        other = len(training.hold_out(learned, 0.05, 1000)[0])
         epochs = max(1, round(epochs * other / len(train)))
     parents = [arguments.pack, *parents_of(arguments)]
     digests = [table.digest(path) for path in parents]

@@ -192,6 +192,13 @@ def epochs(settings: Config, training) -> int:
     return max(1, round(training.epochs * settings.effort))
 
 
+def few_images(settings: Config) -> list[str]:
+    """Gives the option that has small sets learned in more epochs; none where it is off."""
+    if settings.few_images.as_if == 0 or settings.few_images.most == 1:
+        return []
+    return ["--few-images", config.dumps(settings.few_images)]
+
+
 def budget(settings: Config, teacher: Teacher) -> list[dict]:
     """Gives the trainings whose summed cost a teacher may spend: those that happen here."""
     parts = []
@@ -207,6 +214,7 @@ def budget(settings: Config, teacher: Teacher) -> list[dict]:
                 "backbone": backbone(settings, other) if teaches else other.backbone,
                 "task": other.task,
                 "epochs": epochs(settings, other.training),
+                "few_images": settings.few_images,
                 # Not the k of the run: a new k must not retrain this one; the head costs little.
                 "num_classes": BUDGET_CLASSES,
             }

@@ -171,6 +171,7 @@ def pretext_params(wildcards):
         "weights": dumps(teacher.weights),
         "training": dumps(teacher.training),
         "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
+        "few": plan.few_images(SETTINGS),
         "budget": dumps(plan.budget(SETTINGS, teacher)),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }
@@ -261,6 +262,7 @@ def target_params(wildcards):
         "task": dumps(target.task),
         "training": dumps(target.training),
         "epochs": plan.epochs(SETTINGS, target.training),
+        "few": plan.few_images(SETTINGS),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }
 

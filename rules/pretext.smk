@@ -31,6 +31,7 @@ rule pretext_train:
         weights=lambda w: pretext_params(w)["weights"],
         training=lambda w: pretext_params(w)["training"],
         epochs=lambda w: pretext_params(w)["epochs"],
+        few=lambda w: pretext_params(w)["few"],
         budget=lambda w: pretext_params(w)["budget"],
         seed=lambda w: pretext_params(w)["seed"],
         stage_version=2,
@@ -45,6 +46,7 @@ rule pretext_train:
         " --weights {params.weights:q}"
         " --training {params.training:q}"
         " --epochs {params.epochs}"
+        " {params.few:q}"
         " --budget {params.budget:q}"
         " --seed {params.seed}"
         " --describe {params.describe:q}"

@@ -104,6 +104,7 @@ rule target_train:
         task=lambda w: target_params(w)["task"],
         training=lambda w: target_params(w)["training"],
         epochs=lambda w: target_params(w)["epochs"],
+        few=lambda w: target_params(w)["few"],
         seed=lambda w: target_params(w)["seed"],
         stage_version=1,
     message:
@@ -117,6 +118,7 @@ rule target_train:
         " --task {params.task:q}"
         " --training {params.training:q}"
         " --epochs {params.epochs}"
+        " {params.few:q}"
         " --seed {params.seed}"
         " --describe {params.describe:q}"
         " --state {params.state:q}"

@@ -289,7 +289,8 @@ def images(tmp_path):
 def train(folder, images, given, task=None, plugin=PLAIN, **more):
     values = {
         "backbone": plugin, "task": task, "weights": given, "training": crafted.training(batch=16),
-        "epochs": 1, "budget": [], "seed": 0, "describe": {}, "state": None, "processes": 1,
+        "epochs": 1, "budget": [], "few_images": None,
+        "seed": 0, "describe": {}, "state": None, "processes": 1,
         "delivery_threads": None, "output": folder, **images, **more,
     }  # fmt: skip
     pretext_train.run(argparse.Namespace(**values))

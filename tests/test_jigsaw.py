@@ -357,8 +357,12 @@ def test_a_budget_counts_each_training_with_its_own_images(tmp_path):
         "task": crafted.LABELS,
         "epochs": 3,
         "num_classes": 10,
+        "few_images": {"as_if": 0, "most": 1},
     }
     costs = [_cost(part | {"pack": str(path)}) for path in (small, large)]
+    more = {"few_images": {"as_if": 30, "most": 3}}  # 20 images are seen 4.5 times, so 4; 40 thrice
+    raised = [_cost(part | more | {"pack": str(path)}) for path in (small, large)]
+    assert raised == [4 / 3 * costs[0], costs[1]]
     convolution, head = 3 * 9 * 4 * 8 * 8, 4 * 10  # multiply-adds at 16 px
     assert costs == [3 * 19 * (convolution + head), 3 * 38 * (4 * convolution + head)]
 

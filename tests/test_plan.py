@@ -66,6 +66,8 @@ def test_a_budget_buys_the_sum_of_its_parts():
 
 def test_effort_and_seeds_scale_it():
     _, once = of_default()
+    _, more = of_default(few_images={"as_if": 12000, "most": 3})  # 8,000 images
+    assert more["deep"].operations == pytest.approx(once["deep"].operations * 8 / 5)  # 7.5 epochs
     _, found = of_default(effort=2.0, seeds=6)
     assert found["own"].operations == 4 * once["own"].operations
     assert found["deep"].operations == 2 * once["deep"].operations

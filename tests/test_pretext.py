@@ -41,6 +41,7 @@ def trained(name: str, folder: Path, size: int = 36) -> Path:
         argparse.Namespace(
             pack=folder / "pack.h5", data_report=folder / "report.json", output=folder / name,
             backbone=config.Plugin(**BACKBONE), task=task_of(name), epochs=EPOCHS[name], budget=[],
+            few_images=None,
             weights=None, training=crafted.training(lr=0.006), seed=0, state=None,
             delivery_threads=0, describe={"name": name, "seed": 0},
         )

@@ -150,9 +150,20 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
         pack=pack, labels=None, transfer=config.Plugin(name=name, **OPTIONS[name]), **tables,
         data_report=report, backbone=crafted.plugin(crafted.PLAIN),
         task=crafted.plugin(crafted.LABELS), training=crafted.training(), epochs=1, seed=0,
-        budget_of=None, describe={}, state=None, processes=1, delivery_threads=0,
+        few_images=None, budget_of=None, describe={}, state=None, processes=1, delivery_threads=0,
         output=place / "model",
     )  # fmt: skip
+
+
+def test_few_images_get_more_epochs(tmp_path):
+    arguments = prepared(tmp_path, "hard")
+    for few, epochs in ((None, 2), ((120, 3), 4), ((6000, 2.5), 5), ((30, 3), 2)):
+        arguments.few_images = few and config.FewImages(as_if=few[0], most=few[1])
+        arguments.epochs = 2  # on 60 images
+        target_train.run(arguments)
+        described = json.loads((arguments.output / "model.json").read_text())
+        assert described["training"]["epochs"] == epochs
+        assert len((arguments.output / "log.jsonl").read_text().splitlines()) == epochs
 
 
 # ---------------------------------------------------------------------------- references

@@ -187,6 +187,17 @@ class Clustering(Settings):
     ]
 
 
+class FewImages(Settings):
+    """More passes over small sets, which else would be learned in too few steps."""
+
+    as_if: Annotated[int, Field(ge=0, description="epochs are those of so many images at least")]
+    most: Annotated[float, Field(ge=1, description="but at most so many times what is given")]
+
+    def epochs(self, epochs: int, images: int) -> int:
+        """Gives the passes over a pack of so many images."""
+        return round(epochs * min(self.most, max(1.0, self.as_if / max(images, 1))))
+
+
 class Choice(Settings):
     """How `auto` chooses a layer and k without labels (`kt/choose.py`)."""
 
@@ -229,6 +240,7 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, description="first of the seeds")]
     seeds: Annotated[Count, Field(description="repetitions of target training and label draws")]
     effort: Annotated[float, Field(gt=0, description="multiplies every epoch count (at least 1)")]
+    few_images: Annotated[FewImages, Field(description="more epochs for small sets")]
     images: Annotated[str | None, Field(description="folder, zip or tar with your own pictures")]
     clusters: Annotated[
         list[K],
