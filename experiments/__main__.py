@@ -154,7 +154,7 @@ def write_page(name: str, about: dict[str, Any]) -> None:
         if (path := PLACE / name / kept_as(dataset, budget)).exists()
     }
     if found:
-        (ROOT / "docs/results").mkdir(exist_ok=True)
+        (ROOT / "docs/results").mkdir(parents=True, exist_ok=True)
         step.write_text(ROOT / "docs/results" / f"{name}.md", page(name, about, found))
 
 

@@ -106,9 +106,9 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
     values = read(Path(root) / "config.yaml")
     if any(overlay.get("images") for overlay in overlays):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
+    _follow(values, overlays)
     for overlay in overlays:
         values = merge(values, overlay)
-    _forget_removed(values, overlays)
     for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
@@ -132,28 +132,42 @@ def _put_path(config: Config) -> None:
     config.datasets["images"] = dataset.model_copy(update={"path": config.images})
 
 
-def _forget_removed(values: dict[str, Any], overlays: tuple) -> None:
-    """Takes teachers that an overlay set to null out of the transfers that name them.
+def _follow(values: dict[str, Any], overlays: tuple) -> None:
+    """Lets the transfers that we ship follow what overlays do to the teachers they name.
 
-    A kind that takes its teachers together goes as a whole: with fewer it would be another one.
+    A teacher that was set to null no longer teaches; a kind that takes its teachers together goes
+    as a whole, since with fewer it would be another one. Of a teacher with other layers the first
+    one takes the place of a layer that is gone. What overlays say of transfers stays as it is.
     """
-    teachers, transfers = values.get("teachers"), values.get("transfers")
-    if not (isinstance(teachers, dict) and isinstance(transfers, dict)):
-        return
-    said = [given for overlay in overlays if isinstance(given := overlay.get("teachers"), dict)]
-    removed = {name for given in said for name, value in given.items() if value is None}
-    removed -= {name for name, value in teachers.items() if value is not None}
-    for name, transfer in transfers.items():
-        wanted = transfer.get("of") if isinstance(transfer, dict) else None
-        if not isinstance(wanted, list):
-            continue
-        left = [part for part in wanted if str(part).partition("/")[0] not in removed]
-        if len(left) == len(wanted):
-            continue
-        kind = transfer.get("kind")
-        known = isinstance(kind, dict) and kind.get("name") in plugins("transfers")
-        whole = known and plugin("transfers", kind["name"]).TOGETHER
-        transfers[name] = {**transfer, "of": left} if left and not whole else None
+    said: dict[str, Any] = {}
+    for overlay in overlays:
+        if isinstance(teachers := overlay.get("teachers"), dict):
+            said = merge(
+                said, {n: t if isinstance(t, dict) else {"null": 1} for n, t in teachers.items()}
+            )
+    for name, transfer in values["transfers"].items():
+        wanted = [_moved(part, said) for part in transfer["of"]]
+        left = [part for part in wanted if part]
+        if wanted and (not left or (left != wanted and _together(transfer))):
+            values["transfers"][name] = None
+        else:
+            values["transfers"][name] = {**transfer, "of": left}
+
+
+def _moved(part: str, said: dict[str, Any]) -> str | None:
+    """Gives who teaches after the overlays, None for nobody."""
+    teacher, _, layer = part.partition("/")
+    given = said.get(teacher, {})
+    layers = given.get("layers")
+    if given.get("null") or layers == []:
+        return None
+    if layer and isinstance(layers, list) and layer not in layers:
+        return f"{teacher}/{layers[0]}"
+    return part
+
+
+def _together(transfer: dict[str, Any]) -> bool:
+    return plugin("transfers", transfer["kind"]["name"]).TOGETHER
 
 
 def _expand_likes(teachers: dict[str, Any]) -> dict[str, Any]:

@@ -376,15 +376,24 @@ def test_a_wrong_kind_is_refused_before_anything_runs(kind, message):
         settings(one={"kind": {"name": "regression"}, "of": ["deep/block9"]})
 
 
-def test_a_teacher_that_is_removed_is_taken_out_of_what_it_taught():
-    several = {"kind": {"name": "multi_teacher", "factors": [1]}, "of": ["deep", "hog"]}
-    alone = {"kind": {"name": "multi_k", "factors": [1, 2]}, "of": ["hog"]}
-    hard = {"of": ["deep/block3", "hog"]}
-    given = {"transfers": {"several": several, "alone": alone, "hard": hard}}
-    settings = config.resolve(ROOT, given, {"teachers": {"hog": None}})
-    assert {name: one.of for name, one in settings.transfers.items()} == {"hard": ["deep/block3"]}
+def test_transfers_of_ours_follow_what_overlays_do_to_their_teachers():
+    def of(**teachers):
+        settings = config.resolve(ROOT, {"images": "p.zip", "teachers": teachers})
+        return {name: one.of for name, one in settings.transfers.items()}
+
+    usual = of()
+    assert usual["several"] == usual["rounds"] == ["deep/block2", "hog"] and usual["hard"] == []
+    assert set(of(hog=None)) == {"hard"}
+    assert set(of(untrained=None)) == set(usual) - {"several_untrained"}
+    assert of(deep={"layers": ["block3"]})["several"] == ["deep/block3", "hog"]
+    assert of(deep={"layers": ["auto"]})["rounds"] == ["deep/auto", "hog"]
+    assert "several" not in of(deep={"layers": []})
+    assert of(deep={"training": {"epochs": 3}}) == usual
     with pytest.raises(ConfigError, match="transfers.hard.of: 'hogg' is not defined"):
         config.resolve(ROOT, {"transfers": {"hard": {"of": ["hogg"]}}})
+    wrong = {"teachers": {"hog": None}, "transfers": {"hard": {"of": ["hog"]}}}
+    with pytest.raises(ConfigError, match="transfers.hard.of: 'hog' is not defined"):
+        config.resolve(ROOT, wrong)
 
 
 @pytest.mark.slow
