@@ -42,7 +42,7 @@ def records(root: Path, folder: Path, settings: config.Config) -> list[dict]:
         for seed, model in enumerate(models)
         if not (model / "model.json").exists()
     ]  # fmt: skip
-    cores = max(1, int(os.environ.get("KT_PEER_CORES", os.cpu_count() or 1)))
+    cores = os.cpu_count() or 1
     for first in range(0, len(commands), cores):
         running = [subprocess.Popen(one, cwd=root) for one in commands[first : first + cores]]
         if any([one.wait() for one in running]):
