@@ -16,8 +16,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from kt import config
-from kt import workflow as plan
+from kt import config, workflow
 from kt.core import lessons, step
 from kt.core.step import ConfigError
 
@@ -113,22 +112,19 @@ def costs(settings: config.Config, known: dict[str, dict[str, int]]) -> list[Cos
 
     def seen(role: str, training) -> int:
         images = number(role)
-        return images * settings.few_images.epochs(plan.epochs(settings, training), images)
+        return images * settings.few_images.epochs(workflow.epochs(settings, training), images)
 
     size = {role: settings.datasets[name].size for role, name in settings.use}
-    teachers: dict[str, Cost] = {}
-    for name in sorted(
-        plan.at_work(settings), key=lambda name: bool(settings.teachers[name].budget)
-    ):
+    found = []
+    for name in workflow.at_work(settings):
         teacher = settings.teachers[name]
-        if not plan.trains(teacher):
+        if not workflow.trains(teacher):
             continue
-        one = multiply_adds(plan.backbone(settings, teacher), teacher.task, size["pretext"])
+        one = multiply_adds(workflow.backbone(settings, teacher), teacher.task, size["pretext"])
         images = seen("pretext", teacher.training)
         if teacher.budget:
             images = sum(_spent(settings, part, seen, size) for part in teacher.budget) / one
-        teachers[name] = Cost(name, plan.teacher_seeds(settings, name), one, images)
-    found = [teachers[name] for name in plan.at_work(settings) if name in teachers]
+        found.append(Cost(name, workflow.teacher_seeds(settings, name), one, images))
     judged = {lesson.origin for lesson in lessons.lessons(settings).values()}
     for name, target in settings.targets.items():
         one = multiply_adds(target.backbone, target.task, size["target"])
@@ -146,10 +142,10 @@ def _tuned(settings: config.Config, size: int) -> list[Cost]:
 
     The non-linear probe counts as if nothing were frozen, which is more than it takes.
     """
-    networks = sum(len(model.seeds) for model in plan.judged(settings))
+    networks = sum(len(model.seeds) for model in workflow.judged(settings))
     backbone = next(iter(settings.targets.values())).backbone
     found = []
-    for job, values in plan.evaluation_jobs(settings, True).items():
+    for job, values in workflow.evaluation_jobs(settings, True).items():
         if job not in ("finetune", "nonlinear"):
             continue
         options = config.options("evaluations", job, values[job])
@@ -166,9 +162,9 @@ def _spent(settings, name: str, seen, size) -> float:
     """Gives the multiply-adds of one training that a budget names."""
     if name in settings.teachers:
         other = settings.teachers[name]
-        if not plan.trains(other):
+        if not workflow.trains(other):
             return 0.0
-        one = multiply_adds(plan.backbone(settings, other), other.task, size["pretext"])
+        one = multiply_adds(workflow.backbone(settings, other), other.task, size["pretext"])
         return one * seen("pretext", other.training)
     other = settings.targets[name]
     one = multiply_adds(other.backbone, other.task, size["target"])
@@ -184,7 +180,7 @@ def multiply_adds(backbone: config.Plugin, task: config.Plugin, size: int) -> fl
     from kt.pretext_train import build_task
 
     ids = torch.arange(2)
-    context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, plan.BUDGET_CLASSES)
+    context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, workflow.BUDGET_CLASSES)
     made = build_task(task, context)
     return network.multiply_adds(network.Network(model.fresh(backbone, 0), made), made)
 
