@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from experiments.page import page
+from experiments.page import drawn_as, page, plot
 from kt import config
 from kt.core import step
 from kt.core.records import with_targets
@@ -88,34 +88,32 @@ def run(
     Experiments with the same data set and budget share a folder, and so what they have in common.
 
     Raises:
-        SystemExit: The pictures are missing, or the workflow failed; with its exit code.
+        SystemExit: Pictures are missing, or the workflow failed; with its exit code.
     """
-    images = next(arguments.data.glob(f"{dataset}.*"), arguments.data / dataset)
-    if not images.exists():
-        sys.exit(f"error: expected pictures at {images}(.zip, .tar), found nothing")
+    images = pictures(arguments.data, dataset)
     folder = (arguments.runs / Path(kept_as(dataset, budget)).stem).absolute()
-    overlays = [config.read(PLACE / name / "overlay.yaml"), about.get("budgets", {}).get(budget)]
-    given = config.merge(overlays[0], overlays[1] or {})
+    given = config.merge(
+        config.read(PLACE / name / "overlay.yaml"), about.get("budgets", {}).get(budget) or {}
+    )
+    if other := about.get("other", {}).get(dataset):
+        path = str(pictures(arguments.data, other))
+        given = config.merge(given, {"datasets": {"other": {"path": path}}})
     folder.mkdir(parents=True, exist_ok=True)
-    step.write_text(folder / f"{name}.yaml", yaml.safe_dump(given))
-    command = [sys.executable, "-m", "snakemake", "--cores", arguments.cores, "--directory", folder]
-    command += [
-        "--configfile",
-        folder / f"{name}.yaml",
-        "--config",
-        f"images={images.absolute()}",
-    ]
     begun = time.monotonic()
-    done = subprocess.run(list(map(str, command)), cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
-    records = step.read_json(folder / "results/report/metrics.json")
-    settings = config.resolve(ROOT, {**given, "images": str(images.absolute())})
+    records: list[dict] = []
+    for variant, more in about.get("variants", {"": {}}).items():
+        found, settings = workflow(name, config.merge(given, more), images, folder, arguments.cores)
+        known = {record["model"] for record in records}
+        records += [
+            record
+            for record in (of_variant(record, variant) for record in found)
+            if record["model"] not in known  # controls that are the same in all variants
+        ]
     if about.get("peer"):
         peer = importlib.import_module(f"experiments.{about['peer']}")
         records += peer.records(ROOT, folder, settings)
     return {
-        "records": with_targets(records, settings.model_dump()),
+        "records": records,
         "cpu_seconds": round(cpu_seconds(folder)),
         "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
         "cores": arguments.cores,
@@ -123,6 +121,45 @@ def run(
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }
+
+
+def pictures(data: Path, dataset: str) -> Path:
+    """Finds the pictures of a data set, in whatever archive or folder of its name they are.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    images = next(data.glob(f"{dataset}.*"), data / dataset).absolute()
+    if not images.exists():
+        sys.exit(f"error: expected pictures at {images}(.zip, .tar), found nothing")
+    return images
+
+
+def workflow(
+    name: str, given: dict[str, Any], images: Path, folder: Path, cores: int
+) -> tuple[list[dict], config.Config]:
+    """Runs the workflow; gives its metric records and its settings.
+
+    Raises:
+        SystemExit: It failed; with its exit code.
+    """
+    step.write_text(folder / f"{name}.yaml", yaml.safe_dump(given))
+    command = [sys.executable, "-m", "snakemake", "--cores", cores, "--directory", folder]
+    command += ["--configfile", folder / f"{name}.yaml", "--config", f"images={images}"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+    settings = config.resolve(ROOT, {**given, "images": str(images)})
+    records = step.read_json(folder / "results/report/metrics.json")
+    return with_targets(records, settings.model_dump()), settings
+
+
+def of_variant(record: dict[str, Any], variant: str) -> dict[str, Any]:
+    """Says the variant in model and teacher of what was transferred; the rest is as in all."""
+    if not variant or record["arm"] != "transfer":
+        return record
+    said = {"model": f"{record['model']} {variant}", "teacher": f"{record['teacher']}, {variant}"}
+    return record | said
 
 
 def cpu_seconds(folder: Path) -> float:
@@ -147,15 +184,18 @@ def machine() -> str:
 
 
 def write_page(name: str, about: dict[str, Any]) -> None:
-    """Writes docs/results/NAME.md from what is kept; nothing where no run is."""
+    """Writes docs/results/NAME.md and its plots from what is kept; nothing where no run is."""
     found = {
         ", ".join(filter(None, (dataset, budget))): json.loads(path.read_text())
         for budget, dataset in runs_of(about)
         if (path := PLACE / name / kept_as(dataset, budget)).exists()
     }
     if found:
-        (ROOT / "docs/results").mkdir(parents=True, exist_ok=True)
-        step.write_text(ROOT / "docs/results" / f"{name}.md", page(name, about, found))
+        folder = ROOT / "docs/results"
+        folder.mkdir(parents=True, exist_ok=True)
+        for dataset, kept in found.items():
+            step.write_text(folder / drawn_as(name, dataset), plot(kept["records"]))
+        step.write_text(folder / f"{name}.md", page(name, about, found))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,32 @@
-"""The page of an experiment: for each data set a table of all models, and what comes of claims."""
+"""The page of an experiment: for each data set a table and a plot of all models, and its claims."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kt.core import summary, verdict
+from kt.core import charts, summary, verdict
 from kt.core.intervals import TIE, Interval, interval, outcome
 from kt.core.records import Column, Record, by_seed, grouped
 
 WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
 SHOWN = ("knn", "linear", "finetune")
 VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
+DRAWN = "knn"  # by the plots
+LETTER = 6.5  # width of one in a plot, about
+COLOURS = {
+    **{"random": "#757575", "direct": "#b86e00", "longer": "#c04a12", "untrained": "#a05a8c"},
+    **{"hog": "#00805c", "transfer": "#0060a8", "supervised": "#1d2126"},
+}
+STYLE = (
+    "<style>svg { background: #fff; font: 12.5px sans-serif; } .tick { fill: #5b6470; } "
+    "line { stroke: #dfdcd5; } .bar { stroke: #888; stroke-width: 2.2; } circle { fill: #888; }"
+    + "".join(
+        f" circle.c-{arm} {{ fill: {colour}; }} line.c-{arm} {{ stroke: {colour}; }}"
+        for arm, colour in COLOURS.items()
+    )
+    + "</style>"
+)
 
 
 def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -32,7 +47,12 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
     ]
     for dataset, run in found.items():
         records = run["records"]
-        parts += [f"## {dataset}", table(records), *claims(about.get("claims", []), records)]
+        parts += [
+            f"## {dataset}",
+            table(records),
+            f"![k-NN of all models]({drawn_as(name, dataset)})",
+        ]
+        parts += claims(about.get("claims", []), records)
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in all; {run['machine']}; "
             f"commit {run['commit']}, {run['date']}."
@@ -40,15 +60,43 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
     return "\n\n".join(parts) + "\n"
 
 
+def drawn_as(name: str, dataset: str) -> str:
+    """Names the plot of a data set."""
+    return f"{name}-{dataset.replace(', ', '-')}.svg"
+
+
+def plot(records: Sequence[Record]) -> str:
+    """Draws the test k-NN accuracy of all models with their intervals, as SVG of its own."""
+    comparison = summary.compare(records, VERDICT)
+    place = [column.evaluation for column in comparison.columns].index(DRAWN)
+    rows = []
+    for row in ordered(comparison):
+        if cell := row.cells[place]:
+            mean, half = 100 * cell.interval.mean, cell.interval.half
+            text = verdict.spread(cell.interval)
+            said = f"{row.arm}: {row.about}" if row.about else row.arm
+            rows.append(charts.Whisker(said, row.arm, mean, half and 100 * half, text))
+    left = LETTER * max(len(row.name) for row in rows)
+    drawn = str(charts.dots(rows, "k-NN top-1 of all models, per cent", left))
+    # Alone in a file, unlike in the report, it needs a name space and a style sheet of its own.
+    tag, rest = drawn.removeprefix("<svg ").split(">", 1)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {tag}>{STYLE}{rest}\n'
+
+
+def ordered(comparison: summary.Comparison) -> list[summary.Row]:
+    """Lists the rows of all models, by arm."""
+    rows = comparison.arms + [row for row in comparison.candidates if not row.chosen]
+    return sorted(rows, key=lambda row: (summary.rank(row.arm, summary.ARMS), row.about))
+
+
 def table(records: Sequence[Record]) -> str:
     """Gives one row for each model, the layers of probes chosen on held-out images."""
     comparison = summary.compare(records, VERDICT)
-    rows = comparison.arms + [row for row in comparison.candidates if not row.chosen]
     places = [i for i, column in enumerate(comparison.columns) if column.evaluation in SHOWN]
     heads = [verdict.title(comparison.columns[place]) for place in places]
     lines = ["| " + " | ".join(["arm", "taught by", "seeds", *heads]) + " |"]
     lines.append("|" + " --- |" * (3 + len(heads)))
-    for row in sorted(rows, key=lambda row: (summary.rank(row.arm, summary.ARMS), row.about)):
+    for row in ordered(comparison):
         cells = [row.cells[place] for place in places]
         values = [verdict.spread(cell.interval) if cell else "–" for cell in cells]
         name = f"**{row.arm}**" if row.chosen else row.arm

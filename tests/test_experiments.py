@@ -41,15 +41,32 @@ def settings(name, budget=None):
     return config.resolve(ROOT, config.merge(overlay, budget or {}) | {"images": "pictures.zip"})
 
 
+def variants(name):
+    """Every variant with its settings; the pictures of `other` are of any name."""
+    other = {"datasets": {"other": {"path": "o.zip"}}} if about(name).get("other") else {}
+    return {
+        variant: settings(name, config.merge(other, more))
+        for variant, more in about(name).get("variants", {"": {}}).items()
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_overlay_of_every_budget_is_a_valid_configuration(name):
     for budget in [*about(name).get("budgets", {}).values(), {}]:
         settings(name, budget)
+    assert variants(name)
+    assert set(about(name).get("other", about(name)["datasets"])) == set(about(name)["datasets"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_side_of_a_claim_is_one_model_or_an_arm_of_the_run(name):
-    models = [model.describe for model in plan.judged(settings(name))]
+    models = list(
+        {
+            model["model"]: model
+            for variant, given in variants(name).items()
+            for model in (experiments.of_variant(m.describe, variant) for m in plan.judged(given))
+        }.values()
+    )
     arms = {model["arm"] for model in models} | {about(name).get("peer")}
     for claim in about(name)["claims"]:
         assert claim["evaluation"] in settings(name).evaluations

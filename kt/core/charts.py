@@ -58,6 +58,35 @@ def whiskers(rows: Sequence[Whisker], tie: float, about: str) -> Markup:
     x = _scale(low, high, left + 6, right - 6)
     parts = [_rect(x(-tie), 4, x(tie) - x(-tie), height - 4, "band")]
     parts += [_line(x(t), 4, x(t), height, "zero" if t == 0 else "grid") for t in ticks(low, high)]
+    parts += _dots(rows, x, NARROW)
+    parts += [
+        _text(x(t), height + 15, _number(t, signed=True), "middle", "tick")
+        for t in ticks(low, high)
+    ]
+    return _svg(height + 20, about, parts, NARROW)
+
+
+def dots(rows: Sequence[Whisker], about: str, left: float) -> Markup:
+    """Draws values with their intervals, one below the other, on an axis that need not hold zero.
+
+    Args:
+        rows: One for each model.
+        about: What the chart shows, for those who cannot see it.
+        left: Room for the names.
+    """
+    low = min(row.mean - (row.half or 0) for row in rows)
+    high = max(row.mean + (row.half or 0) for row in rows)
+    width, height = left + NARROW, 12 + LINE * len(rows)
+    x = _scale(low, high, left + 6, width - 90)
+    parts = [_line(x(t), 4, x(t), height, "grid") for t in ticks(low, high)]
+    parts += _dots(rows, x, width)
+    parts += [_text(x(t), height + 15, _number(t), "middle", "tick") for t in ticks(low, high)]
+    return _svg(height + 20, about, parts, width)
+
+
+def _dots(rows: Sequence[Whisker], x, width: float) -> list[Markup]:
+    """Draws a dot with its interval for each row, its name on the left, its text on the right."""
+    parts = []
     for number, row in enumerate(rows):
         y = 8 + LINE * (number + 0.5)
         parts.append(_text(0, y + 4, row.name))
@@ -66,12 +95,8 @@ def whiskers(rows: Sequence[Whisker], tie: float, about: str) -> Markup:
                 _line(x(row.mean - row.half), y, x(row.mean + row.half), y, f"c-{row.colour} bar")
             )
         parts.append(_circle(x(row.mean), y, 5, f"c-{row.colour}"))
-        parts.append(_text(NARROW, y + 4, row.text, "end", "value"))
-    parts += [
-        _text(x(t), height + 15, _number(t, signed=True), "middle", "tick")
-        for t in ticks(low, high)
-    ]
-    return _svg(height + 20, about, parts, NARROW)
+        parts.append(_text(width, y + 4, row.text, "end", "value"))
+    return parts
 
 
 def lines(
