@@ -47,11 +47,12 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
     ]
     for dataset, run in found.items():
         records = run["records"]
-        parts += [
-            f"## {dataset}",
-            table(records),
-            f"![k-NN of all models]({drawn_as(name, dataset)})",
-        ]
+        parts.append(f"## {dataset}")
+        targets = summary.targets(records)
+        for target in targets:
+            parts += [f"### Target `{target}`"] if len(targets) > 1 else []
+            parts.append(table(summary.compare(records, VERDICT, target=target)))
+        parts.append(f"![k-NN of all models]({drawn_as(name, dataset)})")
         parts += claims(about.get("claims", []), records)
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in all; {run['machine']}; "
@@ -67,15 +68,18 @@ def drawn_as(name: str, dataset: str) -> str:
 
 def plot(records: Sequence[Record]) -> str:
     """Draws the test k-NN accuracy of all models with their intervals, as SVG of its own."""
-    comparison = summary.compare(records, VERDICT)
-    place = [column.evaluation for column in comparison.columns].index(DRAWN)
     rows = []
-    for row in ordered(comparison):
-        if cell := row.cells[place]:
-            mean, half = 100 * cell.interval.mean, cell.interval.half
-            text = verdict.spread(cell.interval)
-            said = f"{row.arm}: {row.about}" if row.about else row.arm
-            rows.append(charts.Whisker(said, row.arm, mean, half and 100 * half, text))
+    targets = summary.targets(records)
+    for target in targets:
+        comparison = summary.compare(records, VERDICT, target=target)
+        place = [column.evaluation for column in comparison.columns].index(DRAWN)
+        for row in ordered(comparison):
+            if cell := row.cells[place]:
+                parts = [row.arm, row.about, f"target {target}" if len(targets) > 1 else ""]
+                mean, half = 100 * cell.interval.mean, cell.interval.half
+                text = verdict.spread(cell.interval)
+                name = ", ".join(filter(None, parts))
+                rows.append(charts.Whisker(name, row.arm, mean, half and 100 * half, text))
     left = LETTER * max(len(row.name) for row in rows)
     drawn = str(charts.dots(rows, "k-NN top-1 of all models, per cent", left))
     # Alone in a file, unlike in the report, it needs a name space and a style sheet of its own.
@@ -89,9 +93,8 @@ def ordered(comparison: summary.Comparison) -> list[summary.Row]:
     return sorted(rows, key=lambda row: (summary.rank(row.arm, summary.ARMS), row.about))
 
 
-def table(records: Sequence[Record]) -> str:
+def table(comparison: summary.Comparison) -> str:
     """Gives one row for each model, the layers of probes chosen on held-out images."""
-    comparison = summary.compare(records, VERDICT)
     places = [i for i, column in enumerate(comparison.columns) if column.evaluation in SHOWN]
     heads = [verdict.title(comparison.columns[place]) for place in places]
     lines = ["| " + " | ".join(["arm", "taught by", "seeds", *heads]) + " |"]

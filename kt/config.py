@@ -112,8 +112,9 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
     for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
-    if isinstance(values.get("teachers"), dict):
-        values["teachers"] = _expand_likes(values["teachers"])
+    for kind in ("teachers", "targets"):
+        if isinstance(values.get(kind), dict):
+            values[kind] = _expand_likes(values[kind], kind)
     config = check(Config, values)
     if config.images:
         _put_path(config)
@@ -170,23 +171,23 @@ def _together(transfer: dict[str, Any]) -> bool:
     return plugin("transfers", transfer["kind"]["name"]).TOGETHER
 
 
-def _expand_likes(teachers: dict[str, Any]) -> dict[str, Any]:
-    """Resolves `like: other`: values not given are copied from the other teacher."""
+def _expand_likes(entries: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Resolves `like: other`: values not given are copied from the other teacher or target."""
 
     def expand(name: str, seen: tuple[str, ...]):
-        own = teachers[name]
+        own = entries[name]
         if not isinstance(own, dict) or "like" not in own:
             return own
         other = own["like"]
-        if not isinstance(other, str) or other not in teachers or other in seen:
+        if not isinstance(other, str) or other not in entries or other in seen:
             raise ConfigError(
-                f"teachers.{name}.like: expected another teacher, found {other!r}"
-                f"{nearest(str(other), [key for key in teachers if key != name])}"
+                f"{kind}.{name}.like: expected another of the {kind}, found {other!r}"
+                f"{nearest(str(other), [key for key in entries if key != name])}"
             )
         given = {key: value for key, value in own.items() if key != "like"}
         return merge(expand(other, (*seen, name)), given)
 
-    return {name: expand(name, (name,)) for name in teachers}
+    return {name: expand(name, (name,)) for name in entries}
 
 
 # ---------------------------------------------------------------------------- for the steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kt import config
 
-LIKE = "another teacher: its values are taken where this one gives none"
+LIKE = "another one: its values are taken where this one gives none"
 
 
 def reference() -> str:
@@ -30,7 +30,7 @@ def _rows(schema: dict, definitions: dict, prefix: str) -> list[str]:
         rows.append(f"| `{prefix}{key}` | {shown} | {field.get('description', '')} |")
         named = next(iter(field.get("patternProperties", {}).values()), {})
         inner = (named or field).get("$ref") or _optional(field)
-        if inner == "#/$defs/Teacher":
+        if inner in ("#/$defs/Teacher", "#/$defs/Target"):
             rows.append(f"| `{prefix}{key}.NAME.like` | string | {LIKE} |")
         if inner:
             below = f"{prefix}{key}.NAME." if named else f"{prefix}{key}."

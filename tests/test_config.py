@@ -248,16 +248,34 @@ def test_like_copies_what_is_not_given():
     assert found.teachers["untrained"].task is None
 
 
+def test_a_target_is_like_another_one_too():
+    wide = {"name": "plain", "widths": [64, 64], "strides": [2, 2]}
+    network = {"name": "torchvision", "model": "resnet18", "last": None}
+    found = resolve(
+        targets={
+            "wide": {"like": "small", "backbone": wide, "training": {"epochs": 2}},
+            "deeper": {"like": "wide", "backbone": network, "supervised": False},
+        }
+    ).targets
+    small = found["small"]
+    assert found["wide"].backbone.model_dump() == wide
+    assert found["deeper"].backbone.model_dump() == network  # no widths left
+    assert found["wide"].task == found["deeper"].task == small.task
+    assert found["deeper"].training == small.training.model_copy(update={"epochs": 2})
+    assert found["wide"].supervised and not found["deeper"].supervised
+
+
+@pytest.mark.parametrize("kind", ["teachers", "targets"])
 @pytest.mark.parametrize("other", ["deeep", "twin", ["deep"], {"a": 1}, 5, None])
-def test_like_must_name_another_teacher(other):
-    assert "teachers.twin.like: expected another teacher" in refusal(
-        teachers={"twin": {"like": other}}
+def test_like_must_name_another_one(kind, other):
+    assert f"{kind}.twin.like: expected another of the {kind}" in refusal(
+        **{kind: {"twin": {"like": other}}}
     )
 
 
 def test_likes_must_not_run_in_a_circle():
     circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "a"}}
-    assert "like: expected another teacher" in refusal(teachers=circle)
+    assert "like: expected another of the teachers" in refusal(teachers=circle)
 
 
 # ---------------------------------------------------------------------------- effort, names

@@ -1,7 +1,9 @@
 """Experiments: settings fit the workflow, claims name one model each, pages say what was found."""
 
 import itertools
+import re
 import shutil
+from xml.etree import ElementTree
 
 import drawing
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from running import ROOT, TINY
 
 from experiments import __main__ as experiments
-from experiments.page import claims, difference, page, table
+from experiments.page import claims, difference, page, plot
 from kt import config
 from kt import workflow as plan
 
@@ -146,7 +148,27 @@ def test_the_page_has_question_command_table_cost_and_machine():
         "2 cores; commit abc",
     ):
         assert part in text
-    assert "| **transfer** |" in table(records()) and "60.0" in table(records())
+    assert "| **transfer** |" in text and "60.0" in text and "(kinds-photos.svg)" in text
+    wide = [{**r, "model": f"wide/{r['model']}", "target": "wide", "value": 0.7} for r in records()]
+    text = page(
+        "kinds", {"title": "T", "question": "Q?"}, {"photos": {**kept, "records": records() + wide}}
+    )
+    assert re.findall(r"### Target `(\w+)`", text) == ["small", "wide"]
+    assert text.count("| **transfer** |") == 2 and "70.0" in text.split("`wide`")[1]
+
+
+def test_the_plot_shows_every_model_at_its_value_and_escapes_names():
+    evil = [{**r, "model": "e", "teacher": "<b>&", "value": r["value"] - 0.2} for r in records()]
+    drawn = ElementTree.fromstring(plot(records() + evil))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in drawn.iter(f"{space}text")]
+    circles = [float(one.get("cx")) for one in drawn.iter(f"{space}circle")]
+    assert "transfer, teacher <b>&" in texts
+    assert sum(text.startswith("60.0") for text in texts) == 1
+    assert len(circles) == 4 and len(set(circles)) == 4
+    values = [float(text.split()[0]) for text in texts if "±" in text]
+    order = sorted(range(4), key=values.__getitem__)
+    assert order == sorted(range(4), key=circles.__getitem__)
 
 
 def test_unknown_experiments_are_refused_with_the_known_ones(monkeypatch, capsys):
@@ -163,13 +185,22 @@ def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, mo
     place.mkdir(parents=True)
     only = config.read(TINY) | {"evaluations": {"finetune": None, "clusters": None}}
     only["teachers"] |= dict.fromkeys(("own", "longer", "untrained", "random", "hog"))
+    photos = config.read(ROOT / "presets" / "photos.yaml")
+    only["datasets"]["other"] = photos["datasets"]["images"] | only["datasets"]["images"]
     (place / "overlay.yaml").write_text(yaml.safe_dump(only))
     claim = {**CLAIM, "of": {"arm": "transfer"}, "against": {"arm": "supervised"}}
-    described = {"title": "T", "question": "Q?", "datasets": ["drawn", "other"], "claims": [claim]}
+    described = {
+        "title": "T",
+        "question": "Q?",
+        "datasets": ["drawn", "foreign"],
+        "claims": [claim],
+    }
+    described["other"] = {"drawn": "foreign"}
+    described["variants"] = {"own": {}, "strange": {"use": {"target": "other"}}}
     (place / "experiment.yaml").write_text(yaml.safe_dump(described))
-    drawing.write_folder(
-        drawing.tree(40, 20, 20, draw=drawing.pattern), tmp_path / "data" / "drawn"
-    )
+    for data in ("drawn", "foreign"):
+        tree = drawing.tree(40, 20, 20, draw=drawing.pattern)
+        drawing.write_folder(tree, tmp_path / "data" / data)
     monkeypatch.setattr(experiments, "PLACE", tmp_path / "experiments")
     (tmp_path / "docs").mkdir()
     options = ["small", "--data", tmp_path / "data", "--runs", tmp_path / "runs", "--only", "drawn"]
@@ -179,5 +210,10 @@ def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, mo
     experiments.main()
     kept = experiments.step.read_json(place / "drawn.json")
     assert written == ["small"] and kept["cpu_seconds"] > 1 and kept["machine"]
-    assert {record["arm"] for record in kept["records"]} == {"transfer", "supervised"}
+    models = {record["model"]: record["arm"] for record in kept["records"]}
+    name = "small/deep/block2/k4"
+    assert models == {
+        f"{name} own": "transfer", f"{name} strange": "transfer", "small/supervised": "supervised"
+    }  # fmt: skip
+    assert len(kept["records"]) == len({str(record) for record in kept["records"]})
     assert "A beats B" in page("small", described, {"drawn": kept})
