@@ -355,6 +355,33 @@ def test_each_round_is_taught_by_the_target_of_the_one_before():
     assert len(places_of) == 4 and "/hog/hog/" in places_of[0] and "small~again~1" in places_of[2]
 
 
+def test_a_first_round_that_is_another_lesson_is_trained_once():
+    kind = ROUNDS | {"rounds": 3, "factors": [1, 2], "keep": True}
+    several = {"kind": {"name": "multi_k", "factors": [1, 2]}, "of": ["hog"]}
+
+    def first_of(**transfers):
+        chosen = settings(hard=None, again={"kind": kind, "of": ["hog"]}, **transfers)
+        lesson = next(one for one in lessons.lessons(chosen).values() if one.transfer == "again")
+        first, second = lessons.rounds(chosen, lesson)
+        name = "~".join(["small", *first.origin.split("/")])
+        assert (name, "conv4") in lessons.sources(chosen, second)
+        folder = f"results/targets/small/{first.origin}/s0"
+        assert lessons.describers(chosen)[name].folder == folder
+        assert set(lessons.all_lessons(chosen)) >= {first.origin, second.origin, lesson.origin}
+        return first
+
+    assert first_of(several=several).origin == "several/hog/hog/k100"
+    for other in (
+        several | {"kind": {"name": "multi_k", "factors": [1, 4]}},  # other numbers of clusters
+        several | {"of": ["deep"]},  # another teacher
+        several | {"kind": {"name": "regression"}},  # another loss
+        {"kind": kind, "of": ["hog"]},  # itself in rounds
+    ):
+        assert first_of(several=other).origin == "again~1/hog/hog/k100"
+    usual = config.resolve(ROOT, {"images": "p.zip"})
+    assert not any(lesson.round for lesson in lessons.all_lessons(usual).values())
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [

@@ -94,9 +94,29 @@ def describers(settings: Config) -> dict[str, Describer]:
 
 
 def rounds(settings: Config, lesson: Lesson) -> list[Lesson]:
-    """Lists the rounds before the one that is judged; none of most kinds."""
+    """Lists the rounds before the one that is judged; none of most kinds.
+
+    A first round that is the very training of another lesson is that lesson: it is done once.
+    """
     number = getattr(_options(settings, lesson), "rounds", 1)
-    return [dataclasses.replace(lesson, round=one) for one in range(1, number)]
+    found = [dataclasses.replace(lesson, round=one) for one in range(1, number)]
+    return [_same(settings, found[0]), *found[1:]] if found else []
+
+
+def _same(settings: Config, first: Lesson) -> Lesson:
+    """Gives the lesson with the teachers, labels and loss of a first round, itself if none has."""
+
+    def build(lesson: Lesson):
+        return config.plugin("transfers", settings.transfers[lesson.transfer].kind.name).build
+
+    for other in lessons(settings).values():
+        alike = (other.sources, other.k) == (first.sources, first.k) and build(other) is build(
+            first
+        )
+        if alike and not hasattr(_options(settings, other), "rounds"):
+            if lesson_tables(settings, other) == lesson_tables(settings, first):
+                return other
+    return first
 
 
 def _graduate(options, lesson: Lesson) -> str:
@@ -109,7 +129,7 @@ def sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
     number = lesson.round or getattr(options, "rounds", 1)
     if number == 1:
         return lesson.sources
-    before = dataclasses.replace(lesson, round=number - 1)
+    before = rounds(settings, lesson)[number - 2]
     kept = lesson.sources if options.keep else ()
     kind = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
     layer = kind.teaching_layer(options, settings)
