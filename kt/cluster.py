@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--features", type=Path, required=True, help="table to cluster")
     parser.add_argument("--k", required=True, help="number of clusters, or auto")
-    parser.add_argument("--lower", action="store_true", help="k to half of the images, if above")
+    parser.add_argument("--lower", type=int, default=0, help="1: k to half of the images, if above")
     parser.add_argument("--layer", default="", help="of the features, for --k auto")
     parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --k auto")
     parser.add_argument(

@@ -72,6 +72,10 @@ def read(path: Path) -> dict[str, Any]:
     return value
 
 
+# Null means something at these keys: no training, random weights, no fine-tuning.
+KEPT_NULL = ("task", "weights", "finetune")
+
+
 def merge(base, overlay):
     """Lays `overlay` over `base`, mapping by mapping.
 
@@ -88,7 +92,7 @@ def merge(base, overlay):
     return {
         key: value
         for key, value in merged.items()
-        if value is not None or not isinstance(base.get(key), dict) or key in ("task", "weights")
+        if value is not None or not isinstance(base.get(key), dict) or key in KEPT_NULL
     }
 
 

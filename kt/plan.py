@@ -1,6 +1,6 @@
 """Says what the trainings of a configuration will cost, before anything runs.
 
-    python -m kt.plan presets/paper.yaml --images imagenet=1281167 --labels imagenet=1281167
+    python -m kt.plan presets/paper.yaml --images imagenet=1281167
 
 Counts the multiply-adds of each network's forward pass on one image with all its views; training
 takes three times as many, and a multiply-add is two operations. Hours are those of a device that
@@ -53,11 +53,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overlays", nargs="*", type=Path, help="laid over config.yaml, in order")
-    for name, words in (("images", "unlabelled"), ("labels", "labelled")):
-        parser.add_argument(
-            f"--{name}", nargs="*", default=[], metavar="DATASET=N",
-            help=f"number of {words} images, where the config says null (all)",
-        )  # fmt: skip
+    parser.add_argument(
+        "--images", nargs="*", default=[], metavar="DATASET=N",
+        help="number of unlabelled images, where the config says null (all)",
+    )  # fmt: skip
     parser.add_argument("--rate", type=float, default=1e14, help="operations a second; 1e14")
     arguments = parser.parse_args()
     sys.exit(step.exit_code(_print, arguments))
@@ -66,8 +65,7 @@ def main() -> None:
 def _print(arguments: argparse.Namespace) -> None:
     root = Path(__file__).parent.parent
     settings = config.resolve(root, *map(config.read, arguments.overlays))
-    known = {"unlabelled": _pairs(arguments.images), "labelled": _pairs(arguments.labels)}
-    found = costs(settings, known)
+    found = costs(settings, _pairs(arguments.images))
     width = max(len(cost.name) for cost in found)
     print(f"{'network':{width}}  seeds  M multiply-adds  M images  hours")
     for cost in found:
@@ -88,25 +86,23 @@ def _pairs(given: list[str]) -> dict[str, int]:
     return {name: int(number) for name, _, number in pairs}
 
 
-def costs(settings: config.Config, known: dict[str, dict[str, int]]) -> list[Cost]:
+def costs(settings: config.Config, known: dict[str, int]) -> list[Cost]:
     """Lists what is trained: teachers, targets, the bound, and networks that are fine-tuned.
 
     Args:
         settings: The configuration.
-        known: `unlabelled` and `labelled`: data set -> number of images, for those whose number
-            the configuration leaves open.
+        known: Data set -> number of unlabelled images, where the configuration leaves it open.
 
     Raises:
         ConfigError: A number is known from neither.
     """
 
-    def number(role: str, split: str = "unlabelled") -> int:
+    def number(role: str) -> int:
         name = getattr(settings.use, role)
-        found = known[split].get(name) or getattr(settings.datasets[name], split)
+        found = known.get(name) or settings.datasets[name].unlabelled
         if found is None:
-            option = "images" if split == "unlabelled" else "labels"
             raise ConfigError(
-                f"datasets.{name}.{split} is null: say how many there are, --{option} {name}=N"
+                f"datasets.{name}.unlabelled is null: say how many there are, --images {name}=N"
             )
         return found
 

@@ -10,7 +10,7 @@ LIKE = "another one: its values are taken where this one gives none"
 def reference() -> str:
     """Gives the reference of all keys as Markdown, from the schema and the plug-ins' options."""
     lines = ["## config.yaml", "", *_table(config.Config)]
-    for kind in ("backbones", "tasks", "evaluations"):
+    for kind in ("backbones", "tasks", "transfers", "evaluations"):
         for name in config.plugins(kind):
             lines += ["", f"## {kind}: `{name}`", "", *_table(config.plugin(kind, name).Options)]
     return "\n".join(lines) + "\n"

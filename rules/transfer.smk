@@ -16,11 +16,12 @@ rule cluster:
     resources:
         mem_mb=2000 + SETTINGS.clustering.memory_mb,
         runtime=240,
+        # A k that a kind of transfer made of that in the config, such as four times it, may be above
+        # the number of images. No parameter: a k that gets into the config later is not made again.
+        lower=lambda w: int(w.k not in map(str, SETTINGS.clusters)),
     params:
         settings=dumps(SETTINGS.clustering),
         choice=choice_options,
-        # A k that a kind of transfer made of that in the config, such as four times it.
-        lower=lambda w: ["--lower"] if w.k not in map(str, SETTINGS.clusters) else [],
         seed=SETTINGS.seed,
         stage_version=2,
     message:
@@ -31,7 +32,7 @@ rule cluster:
         " --layer {wildcards.layer:q}"
         " --k {wildcards.k}"
         " {params.choice:q}"
-        " {params.lower:q}"
+        " --lower {resources.lower}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"
         " --output {output:q}"

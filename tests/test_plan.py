@@ -16,10 +16,7 @@ from kt.core.step import ConfigError
 from kt.core.task import Context
 from kt.pretext_train import build_task
 
-NUMBERS = {
-    "unlabelled": {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 9469},
-    "labelled": {"imagenet": 1281167, "cifar10": 45000, "imagenette": 9469},
-}
+NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 9469}
 PRESETS = [["cifar10.yaml"], ["imagenette.yaml"], ["paper.yaml"]] + [
     ["paper.yaml", f"paper/{path.name}"]
     for path in sorted((running.ROOT / "presets/paper").glob("*.yaml"))
@@ -86,7 +83,7 @@ def test_a_preset_says_the_hours_it_is_expected_to_take(files):
 def test_a_number_that_is_not_known_is_asked_for():
     settings = config.resolve(running.ROOT, config.read(running.ROOT / "presets/paper.yaml"))
     with pytest.raises(ConfigError, match="unlabelled is null: .* --images imagenet=N"):
-        plan.costs(settings, {"unlabelled": {}, "labelled": {}})
+        plan.costs(settings, {})
 
 
 def test_the_command_prints_a_table_and_refuses_nonsense_with_2():

@@ -442,3 +442,13 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     assert all(f"{name}, teacher deep" in page for name in set(kinds) - {"hard"})
     again = running.workflow(tmp_path, tmp_path / "pictures", "-n", files=files)
     assert running.jobs(again) == []
+    # k = 8 stands already, as twice 4 of multi_k: nothing that was made of it is made again.
+    more = running.workflow(
+        tmp_path, tmp_path / "pictures", "-n", files=files, config=["clusters=[4,8]"]
+    )
+    planned = running.jobs(more)
+    assert any(job.startswith("target_train") and "k8" in job for job in planned)
+    assert not [job for job in planned if job.startswith("target_train") and "k4" in job]
+    assert not [job for job in planned if job.startswith("cluster") and job.endswith("k=8")], (
+        planned
+    )

@@ -49,10 +49,10 @@ EXPLAINED = {"supervised": "supervised (all labels, the bound)"}
 ARMS = {
     "random": "the target network untrained: what architecture and evaluation give by themselves",
     "direct": "the target network trained on the pretext task itself, without any transfer",
-    "longer": "direct, trained with the summed budget of teacher and target",
+    "longer": "direct, trained with the summed budget of teacher and targets",
     "untrained": "transfer from a teacher's architecture with random weights: what augmentation "
     "and architecture give without a pretext task",
-    "hog": "transfer from clusters of hand-crafted features (histograms of oriented gradients)",
+    "hog": "transfer from clusters of hand-crafted features alone (oriented gradients)",
     "transfer": "the target network trained on the teacher's clusters as pseudo-labels",
     "supervised": "the target network trained on all true labels: the bound",
 }
