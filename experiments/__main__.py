@@ -111,7 +111,7 @@ def run(
         ]
     if about.get("peer"):
         peer = importlib.import_module(f"experiments.{about['peer']}")
-        records += peer.records(ROOT, folder, settings)
+        records += peer.records(ROOT, folder, settings, arguments.cores)
     return {
         "records": records,
         "cpu_seconds": round(cpu_seconds(folder)),

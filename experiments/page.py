@@ -55,7 +55,8 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset)})")
         parts += claims(about.get("claims", []), records)
         parts.append(
-            f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in all; {run['machine']}; "
+            f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
+            f"experiments on the same data and budget share; {run['machine']}; "
             f"commit {run['commit']}, {run['date']}."
         )
     return "\n\n".join(parts) + "\n"

@@ -3,7 +3,7 @@
 Source: "A simple framework for contrastive learning of visual representations" (Chen et al., ICML
 2020), by lightly's own transform, projection head and loss (`pip install lightly`). Ours are the
 loop, the optimiser (that of the targets) and the cosine schedule, which runs over the time that is
-left. Everything on one thread, as each job of the workflow with `--cores 2`.
+left. Each training has as many threads as a training of the workflow, and two run side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -25,26 +24,36 @@ BATCH = 128
 WARMUP = 0.05
 
 
-def records(root: Path, folder: Path, settings: config.Config) -> list[dict]:
+def records(root: Path, folder: Path, settings: config.Config, cores: int) -> list[dict]:
     """Trains one network a seed and judges them as the workflow does; gives the metric records.
 
     Args:
         root: Of the project.
         folder: In which the workflow ran.
         settings: Of that run.
+        cores: That the workflow had.
+
+    Raises:
+        SystemExit: There is a GPU, which the workflow uses and this does not; or it failed.
     """
-    allowed = max(cost(folder, settings, lesson) for lesson in lessons.lessons(settings).values())
-    results, name = folder / "results", f"simclr-{plan.fingerprint(settings)}"
+    import torch
+
+    if torch.cuda.is_available():
+        sys.exit("error: SimCLR is compared on CPUs alone; hide the GPU (CUDA_VISIBLE_DEVICES=)")
+    costs = (cost(folder, settings, lesson) for lesson in lessons.lessons(settings).values())
+    allowed, threads = f"{max(costs):.0f}", max(1, cores // 2)
+    name = f"simclr-{plan.fingerprint(settings, allowed, threads)}"
+    results = folder / "results"
     models = [results / "peers" / name / f"s{seed}" for seed in range(settings.seeds)]
     commands = [
-        [sys.executable, "-m", "experiments.simclr", str(folder), str(seed), f"{allowed:.1f}",
+        [sys.executable, "-m", "experiments.simclr", str(folder), str(seed), allowed, str(threads),
          config.dumps(settings), str(model)]
         for seed, model in enumerate(models)
         if not (model / "model.json").exists()
     ]  # fmt: skip
-    cores = os.cpu_count() or 1
-    for first in range(0, len(commands), cores):
-        running = [subprocess.Popen(one, cwd=root) for one in commands[first : first + cores]]
+    abreast = min(cores, 2)
+    for first in range(0, len(commands), abreast):
+        running = [subprocess.Popen(one, cwd=root) for one in commands[first : first + abreast]]
         if any([one.wait() for one in running]):
             sys.exit("error: SimCLR failed")
     about = {
@@ -61,34 +70,41 @@ def records(root: Path, folder: Path, settings: config.Config) -> list[dict]:
             subprocess.run([*command, "--output", str(output)], cwd=root, check=True)
         found += step.read_json(output)["records"]
     epochs = step.read_json(models[0] / "model.json")["training"]["epochs"]
-    return [record | {"chosen": f"{allowed:.0f} s, {epochs:.1f} epochs"} for record in found]
+    return [record | {"chosen": f"{allowed} s, {epochs:.1f} epochs"} for record in found]
 
 
 def cost(folder: Path, settings: config.Config, lesson: lessons.Lesson) -> float:
     """Gives the seconds of all jobs behind one target of a lesson, teachers and rounds included."""
-    jobs = set()
+    jobs = {}
     describers = lessons.describers(settings)
     for one in [*lessons.rounds(settings, lesson), lesson]:
-        jobs.add(("target_train", f"small-{one.origin}-s0"))
+        log = folder / f"results/targets/small/{one.origin}/s0/log.jsonl"
+        jobs["target_train", f"small-{one.origin}-s0"] = log
         for paths in lessons.lesson_tables(settings, one).values():
             for path in paths:
                 parts = Path(path).with_suffix("").parts[1:]
                 if parts[0] == "pseudo_labels":
                     _, teacher, layer, _, k, split = parts
-                    jobs.add(("pseudo_labels", f"{teacher}-{layer}-{k}-{split}"))
-                    jobs.add(("cluster", f"{teacher}-{layer}-{k}"))
+                    jobs["pseudo_labels", f"{teacher}-{layer}-{k}-{split}"] = None
+                    jobs["cluster", f"{teacher}-{layer}-{k}"] = None
         for teacher, layer in lessons.sources(settings, one):
             split = f"{settings.use.cluster}-train-unlabelled"
-            jobs.add(("features", f"{teacher}-{layer}-{split}"))
-            if describers[teacher].folder.startswith("results/teachers"):
-                jobs.add(("pretext_train", f"{teacher}-s0"))
-    return sum(seconds(folder, *job) for job in jobs)
+            jobs["features", f"{teacher}-{layer}-{split}"] = None
+            if (place := describers[teacher].folder).startswith("results/teachers"):
+                jobs["pretext_train", f"{teacher}-s0"] = folder / place / "log.jsonl"
+    return sum(seconds(folder, *job, log) for job, log in jobs.items())
 
 
-def seconds(folder: Path, rule: str, name: str) -> float:
-    """Gives the wall-clock of a job; it has run, since the report stands."""
+def seconds(folder: Path, rule: str, name: str, log: Path | None = None) -> float:
+    """Gives the wall-clock of a job; it has run, since the report stands.
+
+    The benchmark of an interrupted training tells of the last attempt alone, its log of all.
+    """
     with open(folder / "results/benchmarks" / rule / f"{name}.tsv", newline="") as file:
-        return sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+        found = sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+    if log and (lines := log.read_text().splitlines()):
+        found = max(found, json.loads(lines[-1]).get("seconds", 0.0))
+    return found
 
 
 def train(pack, backbone, settings: config.Target, seed: int, allowed: float) -> dict:
@@ -153,14 +169,14 @@ def train(pack, backbone, settings: config.Target, seed: int, allowed: float) ->
 
 
 def main() -> None:
-    """Trains the network of one seed: FOLDER SEED SECONDS SETTINGS OUTPUT."""
+    """Trains the network of one seed: FOLDER SEED SECONDS THREADS SETTINGS OUTPUT."""
     import torch
 
     from kt.core import images, model
     from kt.pretext_train import pool_context
 
-    folder, seed, allowed, text, output = sys.argv[1:]
-    torch.set_num_threads(1)
+    folder, seed, allowed, threads, text, output = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     settings = config.check(config.Config, json.loads(text))
     data = Path(folder) / "results/data" / settings.use.target
     pack = images.read_pack(data / "train-unlabelled.h5")

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--features", type=Path, required=True, help="table to cluster")
     parser.add_argument("--k", required=True, help="number of clusters, or auto")
-    parser.add_argument("--lower", type=int, default=0, help="1: k to half of the images, if above")
+    parser.add_argument(
+        "--lower", type=int, default=0, help="1: half of the images, if k is more than they are"
+    )
     parser.add_argument("--layer", default="", help="of the features, for --k auto")
     parser.add_argument("--choice", type=Path, help="that `kt.choose` wrote, for --k auto")
     parser.add_argument(
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
     with tables.read(arguments.features) as found:
         number = len(found.keys)
-    if arguments.lower and k > max(2, number // 2):
+    if arguments.lower and k > number:
         step.log.info("cluster: k = %d is lowered to half of the %d images", k, number)
         k = max(2, number // 2)
     if number < k:

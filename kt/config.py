@@ -147,9 +147,9 @@ def _follow(values: dict[str, Any], overlays: tuple) -> None:
     said: dict[str, Any] = {}
     for overlay in overlays:
         if isinstance(teachers := overlay.get("teachers"), dict):
-            said = merge(
-                said, {n: t if isinstance(t, dict) else {"null": 1} for n, t in teachers.items()}
-            )
+            for name, teacher in teachers.items():
+                before = said.get(name) or {}
+                said[name] = merge(before, teacher) if isinstance(teacher, dict) else None
     for name, transfer in values["transfers"].items():
         wanted = [_moved(part, said) for part in transfer["of"]]
         left = [part for part in wanted if part]
@@ -163,9 +163,9 @@ def _moved(part: str, said: dict[str, Any]) -> str | None:
     """Gives who teaches after the overlays, None for nobody."""
     teacher, _, layer = part.partition("/")
     given = said.get(teacher, {})
-    layers = given.get("layers")
-    if given.get("null") or layers == []:
+    if given is None or given.get("layers") == []:
         return None
+    layers = given.get("layers")
     if layer and isinstance(layers, list) and layer not in layers:
         return f"{teacher}/{layers[0]}"
     return part

@@ -122,10 +122,13 @@ def costs(settings: config.Config, known: dict[str, int]) -> list[Cost]:
             images = sum(_spent(settings, part, seen, size) for part in teacher.budget) / one
         found.append(Cost(name, workflow.teacher_seeds(settings, name), one, images))
     judged = {lesson.origin for lesson in lessons.lessons(settings).values()}
+    teaching = {one.folder for one in lessons.describers(settings).values()}
     for name, target in settings.targets.items():
         one = multiply_adds(target.backbone, target.task, size["target"])
         images = seen("target", target.training)
         for origin in lessons.all_lessons(settings):
+            if origin not in judged and f"results/targets/{name}/{origin}/s0" not in teaching:
+                continue
             seeds = settings.seeds if origin in judged else 1
             found.append(Cost(f"{name}/{origin}", seeds, one, images))
         if target.supervised:

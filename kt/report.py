@@ -71,6 +71,7 @@ def run(arguments) -> None:
     }
     origins = [("evaluate: " + origin["evaluation"], origin) for _, origin in evaluations]
     origins += [read_origin(path) for path in [*arguments.tables, *arguments.pseudo_labels]]
+    origins += [("choose", found.get("provenance", {})) for found in choices.values()]
     facts["costs"] = step_seconds(models, origins, facts["data"])
     page = arguments.output / "index.html"
     text = plain_summary(comparisons, models, page)
@@ -172,7 +173,11 @@ def training_seconds(models, records, settings) -> dict[str, float]:
     for record in records:
         name = record["model"]
         teachers = (
-            mean.get(one, 0.0) for one in (record.get("teacher") or "").split("+") if one != name
+            mean.get(one, 0.0)
+            for one in dict.fromkeys(
+                (record.get("teacher") or "").split("+")
+            )  # in two layers: once
+            if one != name
         )
         if name in mean and name not in found:
             found[name] = rounds.get(record.get("transfer"), 1) * mean[name] + sum(teachers)

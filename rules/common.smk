@@ -52,13 +52,19 @@ def read_config():
                     f"{settings.images}"
                 )
             largest = max(settings.numbers, default=0)
-            if number < largest:
+            clustered = settings.datasets[settings.use.cluster].path == settings.images
+            if clustered and number < largest:
                 raise schema.ConfigError(
                     f"clusters: k = {largest} is more than the {number} pictures "
                     f"in {settings.images}; choose a smaller k or more pictures"
                 )
         if not settings.images or judged_on.path != settings.images:  # each is listed once
             labelled = has_labels(judged_on)
+        if not plan.evaluation_jobs(settings, labelled):
+            raise schema.ConfigError(
+                "evaluations: expected one or more, found none that can judge "
+                f"{'' if labelled else 'images without labels '}(`clusters` needs no labels)"
+            )
         return settings, labelled
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -197,9 +203,14 @@ def choice_of(wildcards):
     return f"results/choices/{wildcards.teacher}.json"
 
 
-def choice_options(wildcards, input):
+# What follows gives params, and so takes no `input`: Snakemake does not compare params of functions
+# that do, and a changed option would not run anything again.
+
+
+def choice_options(wildcards):
     """Gives the options that hand that file over."""
-    return ["--choice", input.choice] if input.get("choice") else []
+    found = choice_of(wildcards)
+    return ["--choice", found] if found else []
 
 
 def features_input(wildcards):
@@ -209,14 +220,14 @@ def features_input(wildcards):
     return network_of(wildcards)
 
 
-def features_source(wildcards, input):
+def features_source(wildcards):
     """Gives the options that say where features come from."""
-    if given_features(wildcards):
-        return ["--given", input.given, "--keys", input.names]
-    network = ["--model", os.path.dirname(input.model), "--layer", wildcards.layer]
+    if teacher := given_features(wildcards):
+        return ["--given", teacher.features, "--keys", plan.keys_of(teacher)]
     found = DESCRIBERS[wildcards.teacher]
+    network = ["--model", found.folder, "--layer", wildcards.layer]
     network += ["--map", found.map, "--pool", found.pool, *["--mirror"][: found.mirror]]
-    return network + choice_options(wildcards, input)
+    return network + choice_options(wildcards)
 
 
 def pseudo_labels_of(teacher, layer, k):
@@ -247,10 +258,11 @@ def target_input(wildcards):
     }
 
 
-def target_labels(wildcards, input):
+def target_labels(wildcards):
     """Gives the options that say what is to be learned."""
     if supervised(wildcards):
-        return ["--labels", input.labels, "--budget-of", input.budget]
+        labels = pack_of("evaluate", "train-labels")
+        return ["--labels", labels, "--budget-of", pack_of("target")]
     return lessons.transfer_options(SETTINGS, LESSONS[wildcards.origin])
 
 

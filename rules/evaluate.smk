@@ -3,10 +3,12 @@ JOBS = plan.evaluation_jobs(SETTINGS, LABELLED)
 TRAINED = sorted(
     {folder for model in MODELS.values() for folder in model.folders()}
     | {f"results/teachers/{name}/s0" for name in plan.at_work(SETTINGS)}
+    | {found.folder for name, found in DESCRIBERS.items() if name not in SETTINGS.teachers}
 )
 SOURCES = sorted(
     {(*source, one.k) for one in lessons.lessons(SETTINGS).values() for source in one.sources}
 )
+SHOWN = [pseudo_labels_of(*source) for source in SOURCES]
 
 
 rule evaluate:
@@ -34,7 +36,7 @@ rule evaluate:
         seeds=lambda w: [SETTINGS.seed + seed for seed in MODELS[w.model].seeds],
         describe=lambda w: dumps(MODELS[w.model].describe),
         evaluations=lambda w: dumps(JOBS[w.job]),
-        data=lambda w, input: os.path.dirname(input.report),
+        data=lambda w: os.path.dirname(data_report_of("evaluate")),
         state=lambda w: plan.state(
             f"{w.model}/{w.job}", {"evaluations": JOBS[w.job], "seed": SETTINGS.seed}
         ),
@@ -67,15 +69,8 @@ rule report:
         choices=expand("results/choices/{teacher}.json", teacher=lessons.choices(SETTINGS)),
         pack=pack_of("target"),
         labels=pack_of("target", "train-unlabelled-labels"),
-        pseudo_labels=[pseudo_labels_of(*source) for source in SOURCES],
-        tables=[
-            f"results/{path}"
-            for teacher, layer, k in SOURCES
-            for path in [
-                f"features/{teacher}/{layer}/{SETTINGS.use.cluster}-train-unlabelled.h5",
-                f"clusters/{teacher}/{layer}/{SETTINGS.use.cluster}/k{k}.h5",
-            ]
-        ],
+        pseudo_labels=SHOWN,
+        tables=sorted(lessons.all_tables(SETTINGS) - set(SHOWN)),
     output:
         page="results/report/index.html",
         metrics="results/report/metrics.json",

@@ -76,7 +76,7 @@ rule choose:
         mem_mb=4000,
         runtime=240,
     params:
-        folder=lambda w, input: os.path.dirname(input.model),
+        folder=lambda w: DESCRIBERS[w.teacher].folder,
         layers=lambda w: lessons.choices(SETTINGS)[w.teacher],
         map=lambda w: DESCRIBERS[w.teacher].map,
         pool=lambda w: DESCRIBERS[w.teacher].pool,

@@ -98,7 +98,9 @@ rule target_train:
         processes=1,  # one a GPU: --set-resources target_train:processes=4
     params:
         folder="results/targets/{target}/{origin}/s{seed}",
-        state=lambda w: plan.state(f"{w.target}/{w.origin}/s{w.seed}", target_params(w)),
+        state=lambda w: plan.state(
+            f"{w.target}/{w.origin}/s{w.seed}", [target_params(w), target_labels(w)]
+        ),
         describe=lambda w: dumps(plan.describe_target(SETTINGS, w.target, w.origin, int(w.seed))),
         labels=target_labels,
         backbone=lambda w: target_params(w)["backbone"],

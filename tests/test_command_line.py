@@ -172,6 +172,15 @@ def pictures_without(place, tmp_path, *gone):
     return copy
 
 
+def test_an_evaluation_that_can_judge_is_asked_for_before_anything_runs(place, tmp_path):
+    images = pictures_without(place, tmp_path, "train", "test")
+    path = tmp_path / "x.yaml"
+    path.write_text("evaluations: {clusters: null}")
+    refused(
+        plan(place, images=images, files=[path]), CONFIGURATION, "evaluations", "without labels"
+    )
+
+
 def test_a_missing_path_is_refused(place):
     done = plan(place, images="nothing here")
     refused(done, CONFIGURATION, f"found nothing at '{place}/nothing here'")

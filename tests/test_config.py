@@ -273,6 +273,26 @@ def test_like_must_name_another_one(kind, other):
     )
 
 
+def test_a_teacher_that_a_later_overlay_brings_back_teaches_again():
+    usual = config.resolve(ROOT, {"images": "p.zip"})
+    hog = usual.teachers["hog"].model_dump()
+    again = config.resolve(
+        ROOT, {"images": "p.zip", "teachers": {"hog": None}}, {"teachers": {"hog": hog}}
+    )
+    assert again.transfers == usual.transfers
+    gone = config.resolve(
+        ROOT, {"images": "p.zip", "teachers": {"hog": hog}}, {"teachers": {"hog": None}}
+    )
+    assert set(gone.transfers) == {"hard"}
+
+
+def test_null_of_fine_tuning_within_an_evaluation_stays_null():
+    voc = config.read(ROOT / "presets" / "voc.yaml")
+    found = config.resolve(ROOT, voc, {"evaluations": {"voc_classification": {"finetune": None}}})
+    assert found.evaluations["voc_classification"]["finetune"] is None
+    assert "finetune" not in config.resolve(ROOT, {"evaluations": {"finetune": None}}).evaluations
+
+
 def test_likes_must_not_run_in_a_circle():
     circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "a"}}
     assert "like: expected another of the teachers" in refusal(teachers=circle)

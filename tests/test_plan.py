@@ -80,6 +80,19 @@ def test_a_preset_says_the_hours_it_is_expected_to_take(files):
     assert float(f"{hours:.2g}") == float(said)
 
 
+def test_a_round_before_the_last_is_trained_once_and_by_its_own_target_alone():
+    rounds = config.read(running.ROOT / "presets/photos.yaml")["transfers"]["rounds_hog"]
+    wide = {"wide": {"like": "small"}}
+    _, found = of_default(transfers={"again": rounds}, targets=wide)
+    numbers = {n: cost.number for n, cost in found.items() if "again" in n}
+    place = "hog/hog/k100"
+    assert numbers == {
+        f"small/again~1/{place}": 1,
+        f"small/again/{place}": 3,
+        f"wide/again/{place}": 3,
+    }
+
+
 def test_a_number_that_is_not_known_is_asked_for():
     settings = config.resolve(running.ROOT, config.read(running.ROOT / "presets/paper.yaml"))
     with pytest.raises(ConfigError, match="unlabelled is null: .* --images imagenet=N"):

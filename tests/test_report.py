@@ -173,6 +173,9 @@ def test_the_seconds_of_an_arm_are_one_network_and_its_teacher(run):
     records = [record | {"transfer": "twice"} for record in made_up.draw_records()]
     seconds = report.training_seconds(models, records, rounds)
     assert seconds["small/deep/block2/k100"] == 2 * 20 + 140
+    records = [r | {"teacher": "deep+deep"} for r in made_up.draw_records() if r.get("teacher")]
+    seconds = report.training_seconds(models, records, {})  # two layers of one teacher
+    assert seconds["small/deep/block2/k100"] == 20 + 140
     totals = dict(report.step_seconds(models, [], [{"seconds": 2.5}]))
     assert totals["ingest"] == 2.5 and totals["pretext: direct"] == 3 * 60
 

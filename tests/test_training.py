@@ -167,6 +167,19 @@ def test_validation_draws_never_change():
     assert first["validation_loss"] == pytest.approx(second["validation_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("number", [1, 2, 255, 256, 257, 513])
+def test_held_out_images_come_in_parts_of_sizes_alike(number, monkeypatch):
+    sizes, one = [], job(crafted.jigsaw(36, 4), crafted.scenes(4, 36), 2)
+    monkeypatch.setattr(
+        training, "load_batch", lambda *given: (sizes.append(len(given[2])), given[2])
+    )
+    one.network.forward = lambda views: views
+    one.task.loss = one.task.right = lambda logits, labels: torch.ones(())
+    found = training.validate(one.network, one.task, one.pack, torch.arange(number), 8)
+    assert sum(sizes) == number and max(sizes) <= 256 and max(sizes) - min(sizes) <= 1
+    assert found == {"validation_loss": 1, "validation_top1": 1}
+
+
 def test_the_learning_rate_rises_and_falls_as_declared():
     cosine = crafted.training(warmup=0.1)
     found = [training.rate(step, 100, cosine) for step in range(100)]

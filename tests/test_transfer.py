@@ -247,6 +247,8 @@ def test_regression_compares_features_of_unit_variance():
         ((given - wanted) ** 2).mean(), rel=1e-4
     )
     assert float(kind.loss(3 * one.rows + 5, values, 0.0)) < 1e-3
+    one_row = float(kind.loss(outputs[:1], values[:1], 0.0))  # has no variance: as if all were 0
+    assert one_row == pytest.approx((wanted[:1] ** 2).mean(), rel=1e-4)
 
 
 def test_similarity_is_the_divergence_of_two_distributions_over_anchors():
@@ -442,6 +444,18 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     assert all(f"{name}, teacher deep" in page for name in set(kinds) - {"hard"})
     again = running.workflow(tmp_path, tmp_path / "pictures", "-n", files=files)
     assert running.jobs(again) == []
+    for kind, option, value in (
+        ("soft", "temperature", 0.07),
+        ("similarity", "anchors", 20),
+        ("balanced", "iterations", 3),
+    ):
+        other = {"transfers": {kind: {"kind": {option: value}}}}
+        changed = [*files, running.overlay(tmp_path / "other.yaml", other)]
+        planned = running.jobs(
+            running.workflow(tmp_path, tmp_path / "pictures", "-n", files=changed)
+        )
+        trained = [job for job in planned if job.startswith("target_train")]
+        assert trained and all(f" {kind}/" in job for job in trained), (kind, planned)
     # k = 8 stands already, as twice 4 of multi_k: nothing that was made of it is made again.
     more = running.workflow(
         tmp_path, tmp_path / "pictures", "-n", files=files, config=["clusters=[4,8]"]

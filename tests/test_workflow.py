@@ -11,7 +11,7 @@ import shutil
 
 import drawing
 import pytest
-from running import jobs, output, overlay, run, workflow
+from running import ROOT, jobs, output, overlay, run, workflow
 
 import kt
 from kt.core import table
@@ -148,6 +148,25 @@ def test_a_changed_clustering_keeps_the_features(full, tmp_path):
     changed = overlay(tmp_path / "x.yaml", {"clustering": {"iterations": 6}})
     planned = jobs(again(full, "-n", files=[changed]))
     assert planned == sorted([job for layer in LAYERS for job in below(layer, 4)] + ["report"])
+
+
+def test_other_features_of_a_teacher_are_made_anew(full, tmp_path):
+    for value in ({"map": 1}, {"pool": "max"}, {"mirror": True}):
+        changed = overlay(tmp_path / "x.yaml", {"teachers": {"hog": value}})
+        planned = jobs(again(full, "-n", files=[changed]))
+        layer = next(layer for layer in LAYERS if layer.startswith("hog"))
+        made = [job for job in planned if job.startswith("features")]
+        assert made and all(job.startswith("features hog") for job in made), value
+        assert set(below(layer, 4)) <= set(planned), value
+
+
+def test_no_param_is_out_of_snakemakes_sight():
+    """Snakemake compares no param whose function takes input, output, threads or resources."""
+    hidden = re.compile(
+        r"(\w+)=lambda \w+, (?!output: os\.path\.dirname)|def (\w+)\(wildcards, \w+\)"
+    )
+    for path in [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")]:
+        assert not hidden.findall(path.read_text()), path
 
 
 def test_a_changed_evaluation_runs_only_evaluate_and_report(full, tmp_path):

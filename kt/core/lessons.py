@@ -167,6 +167,21 @@ def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     }
 
 
+def all_tables(settings: Config) -> set[str]:
+    """Gives the features, clusters and pseudo-labels that targets are taught by, of all rounds."""
+    clustered = settings.use.cluster
+    found = set()
+    for lesson in all_lessons(settings).values():
+        tables = lesson_tables(settings, lesson)
+        found |= {path for paths in tables.values() for path in paths}
+        for path in tables.get("labels", []):
+            place = path.split("/", 2)[2].rsplit("/", 1)[0]
+            found.add(f"results/clusters/{place}.h5")
+        for teacher, layer in sources(settings, lesson):
+            found.add(f"results/features/{teacher}/{layer}/{clustered}-train-unlabelled.h5")
+    return found
+
+
 def _numbers(module, options, k: int | str) -> list[int | str]:
     """Gives the numbers of clusters a kind needs at k, such as `autox0.5` for half of `auto`."""
     if k != AUTO:

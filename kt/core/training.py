@@ -273,7 +273,8 @@ def validate(
     network.eval()
     where = next(network.parameters()).device
     loss = right = 0.0
-    for part in index.split(max(batch, 256)):
+    parts = -(-len(index) // max(batch, 256))  # of sizes alike: none of one image among large ones
+    for part in index.tensor_split(max(parts, 1)):
         views, labels = load_batch(task, pack, part, -1, where)
         logits = network(views)
         loss += float(task.loss(logits, labels)) * len(part)

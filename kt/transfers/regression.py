@@ -22,6 +22,11 @@ def build(options: Options, taught: list, seed: int):
 
     (one,) = taught
 
+    def standardised(outputs):
+        if len(outputs) == 1:  # has no variance
+            return torch.zeros_like(outputs)
+        return functional.batch_norm(outputs, None, None, training=True)
+
     class Regression(Transfer):
         """Squared differences of standardised features."""
 
@@ -37,16 +42,10 @@ def build(options: Options, taught: list, seed: int):
 
         def loss(self, outputs, values, smoothing):
             """Gives the mean squared difference; 2 for unrelated outputs, 0 for equal ones."""
-            found = functional.batch_norm(outputs, None, None, training=True)
-            return functional.mse_loss(found, values)
+            return functional.mse_loss(standardised(outputs), values)
 
         def right(self, outputs, values):
             """Gives the share of variance that is explained, at least 0."""
-            return (
-                1
-                - functional.mse_loss(
-                    functional.batch_norm(outputs, None, None, training=True), values
-                )
-            ).clamp(min=0)
+            return (1 - functional.mse_loss(standardised(outputs), values)).clamp(min=0)
 
     return Regression()
