@@ -66,7 +66,7 @@ def main() -> None:
             chosen = (arguments.only or [dataset], arguments.budgets or [budget])
             if dataset in chosen[0] and budget in chosen[1]:
                 found = run(name, about, dataset, budget, arguments)
-                step.write_json(PLACE / name / kept_as(dataset, budget), found)
+                keep(PLACE / name / kept_as(dataset, budget), found)
         write_page(name, about)
 
 
@@ -121,6 +121,13 @@ def run(
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Writes what a run found as JSON, each record on a line of its own."""
+    lines = ",\n".join(map(json.dumps, found["records"]))
+    rest = json.dumps({**found, "records": []}, indent=1)
+    step.write_text(path, rest.replace('"records": []', f'"records": [\n{lines}\n]', 1) + "\n")
 
 
 def pictures(data: Path, dataset: str) -> Path:

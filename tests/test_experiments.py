@@ -171,6 +171,13 @@ def test_the_plot_shows_every_model_at_its_value_and_escapes_names():
     assert order == sorted(range(4), key=circles.__getitem__)
 
 
+def test_what_was_found_is_kept_as_it_is_with_a_record_a_line(tmp_path):
+    found = {"records": [*records(), {"model": '"records": []'}], "commit": "abc", "cores": 2}
+    experiments.keep(tmp_path / "x.json", found)
+    assert experiments.step.read_json(tmp_path / "x.json") == found
+    assert len((tmp_path / "x.json").read_text().splitlines()) == len(records()) + 7
+
+
 def test_unknown_experiments_are_refused_with_the_known_ones(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["experiments", "kind"])
     with pytest.raises(SystemExit) as ended:
