@@ -47,13 +47,15 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
     ]
     for dataset, run in found.items():
         records = run["records"]
+        budget = dataset.rpartition(", ")[2]
+        claimed = [c for c in about.get("claims", []) if budget in c.get("budgets", [budget])]
         parts.append(f"## {dataset}")
         targets = summary.targets(records)
         for target in targets:
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset)})")
-        parts += claims(about.get("claims", []), records)
+        parts += claims(claimed, records)
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
             f"experiments on the same data and budget share; {run['machine']}; "
@@ -112,9 +114,9 @@ def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> lis
     """Gives a list with one line for each claim: the gap with its interval, and what it says.
 
     A claim names two sets of fields (`of`, `against`) that each single out one model, or an arm,
-    whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`. `expect:
-    tie` claims that there is no gap. With `half_way_to` the gap is that to the middle between
-    `against` and that model.
+    whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`; `budgets`
+    if it is about some alone (the page's matter). `expect: tie` claims that there is no gap. With
+    `half_way_to` the gap is that to the middle between `against` and that model.
     """
     lines = []
     for claim in given:

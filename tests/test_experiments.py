@@ -43,11 +43,12 @@ def settings(name, budget=None):
     return config.resolve(ROOT, config.merge(overlay, budget or {}) | {"images": "pictures.zip"})
 
 
-def variants(name):
+def variants(name, budget=None):
     """Every variant with its settings; the pictures of `other` are of any name."""
-    other = {"datasets": {"other": {"path": "o.zip"}}} if about(name).get("other") else {}
+    given = {"datasets": {"other": {"path": "o.zip"}}} if about(name).get("other") else {}
+    given = config.merge(given, budget or {})
     return {
-        variant: settings(name, config.merge(other, more))
+        variant: settings(name, config.merge(given, more))
         for variant, more in about(name).get("variants", {"": {}}).items()
     }
 
@@ -62,22 +63,27 @@ def test_the_overlay_of_every_budget_is_a_valid_configuration(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_side_of_a_claim_is_one_model_or_an_arm_of_the_run(name):
-    models = list(
-        {
-            model["model"]: model
-            for variant, given in variants(name).items()
-            for model in (experiments.of_variant(m.describe, variant) for m in plan.judged(given))
-        }.values()
-    )
-    arms = {model["arm"] for model in models} | {about(name).get("peer")}
-    for claim in about(name)["claims"]:
-        assert claim["evaluation"] in settings(name).evaluations
-        for side in {"of", "against", "half_way_to"} & claim.keys():
-            if set(claim[side]) == {"arm"}:
-                assert claim[side]["arm"] in arms
+    for budget, values in about(name).get("budgets", {"": {}}).items():
+        models = list(
+            {
+                model["model"]: model
+                for variant, given in variants(name, values).items()
+                for model in (
+                    experiments.of_variant(m.describe, variant) for m in plan.judged(given)
+                )
+            }.values()
+        )
+        arms = {model["arm"] for model in models} | {about(name).get("peer")}
+        for claim in about(name)["claims"]:
+            assert claim["evaluation"] in settings(name).evaluations
+            if budget not in claim.get("budgets", [budget]):
                 continue
-            fits = [m for m in models if all(m.get(k) == v for k, v in claim[side].items())]
-            assert len(fits) == 1, (claim["text"], side, [m["model"] for m in fits])
+            for side in {"of", "against", "half_way_to"} & claim.keys():
+                if set(claim[side]) == {"arm"}:
+                    assert claim[side]["arm"] in arms
+                    continue
+                fits = [m for m in models if all(m.get(k) == v for k, v in claim[side].items())]
+                assert len(fits) == 1, (claim["text"], side, [m["model"] for m in fits])
 
 
 def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monkeypatch):
