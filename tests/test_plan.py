@@ -81,7 +81,8 @@ def test_a_preset_says_the_hours_it_is_expected_to_take(files):
 
 
 def test_a_round_before_the_last_is_trained_once_and_by_its_own_target_alone():
-    rounds = config.read(running.ROOT / "presets/photos.yaml")["transfers"]["rounds_hog"]
+    kind = {"name": "iterated", "factors": [1, 2], "rounds": 2, "keep": True, "layer": "conv4"}
+    rounds = {"kind": kind | {"target": "small", "map": 1}, "of": ["hog"]}
     wide = {"wide": {"like": "small"}}
     _, found = of_default(transfers={"again": rounds}, targets=wide)
     numbers = {n: cost.number for n, cost in found.items() if "again" in n}

@@ -380,8 +380,6 @@ def test_a_first_round_that_is_another_lesson_is_trained_once():
         {"kind": kind, "of": ["hog"]},  # itself in rounds
     ):
         assert first_of(several=other).origin == "again~1/hog/hog/k100"
-    usual = config.resolve(ROOT, {"images": "p.zip"})
-    assert not any(lesson.round for lesson in lessons.all_lessons(usual).values())
 
 
 @pytest.mark.parametrize(
@@ -411,11 +409,11 @@ def test_transfers_of_ours_follow_what_overlays_do_to_their_teachers():
         return {name: one.of for name, one in settings.transfers.items()}
 
     usual = of()
-    assert usual["several"] == usual["rounds"] == ["deep/block2", "hog"] and usual["hard"] == []
+    assert usual["several"] == ["deep/block2", "hog"] and usual["hard"] == []
     assert set(of(hog=None)) == {"hard"}
     assert set(of(untrained=None)) == set(usual) - {"several_untrained"}
     assert of(deep={"layers": ["block3"]})["several"] == ["deep/block3", "hog"]
-    assert of(deep={"layers": ["auto"]})["rounds"] == ["deep/auto", "hog"]
+    assert of(deep={"layers": ["auto"]})["several"] == ["deep/auto", "hog"]
     assert "several" not in of(deep={"layers": []})
     assert of(deep={"training": {"epochs": 3}}) == usual
     with pytest.raises(ConfigError, match="transfers.hard.of: 'hogg' is not defined"):
