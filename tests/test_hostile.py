@@ -23,7 +23,7 @@ from kt.sources import torchvision
 NASTY = 'x\'; touch harmed; "$(touch harmed)`touch harmed`" end'
 # What a command may hold without quotes: numbers that the configuration has checked.
 NUMBERS = {"{threads}", "{params.epochs}", "{params.seed}", "{params.seeds}", "{params.map}",
-           "{wildcards.k}", "{resources.processes}"}  # fmt: skip
+           "{wildcards.k}", "{resources.processes}", "{resources.lower}"}  # fmt: skip
 
 
 class Payload:
