@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("experiments-runs"), help="results/ go here"
     )
+    parser.add_argument("--no-peer", action="store_true", help="leave out other packages' methods")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     known = sorted(path.parent.name for path in PLACE.glob("*/experiment.yaml"))
@@ -109,7 +110,7 @@ def run(
             for record in (of_variant(record, variant) for record in found)
             if record["model"] not in known  # controls that are the same in all variants
         ]
-    if about.get("peer"):
+    if about.get("peer") and not arguments.no_peer:
         peer = importlib.import_module(f"experiments.{about['peer']}")
         records += peer.records(ROOT, folder, settings, arguments.cores)
     return {
