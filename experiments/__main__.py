@@ -194,15 +194,15 @@ def machine() -> str:
 def write_page(name: str, about: dict[str, Any]) -> None:
     """Writes docs/results/NAME.md and its plots from what is kept; nothing where no run is."""
     found = {
-        ", ".join(filter(None, (dataset, budget))): json.loads(path.read_text())
+        (dataset, budget): json.loads(path.read_text())
         for budget, dataset in runs_of(about)
         if (path := PLACE / name / kept_as(dataset, budget)).exists()
     }
     if found:
         folder = ROOT / "docs/results"
         folder.mkdir(parents=True, exist_ok=True)
-        for dataset, kept in found.items():
-            step.write_text(folder / drawn_as(name, dataset), plot(kept["records"]))
+        for place, kept in found.items():
+            step.write_text(folder / drawn_as(name, *place), plot(kept["records"]))
         step.write_text(folder / f"{name}.md", page(name, about, found))
 
 

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kt.core import charts, summary, verdict
 from kt.core.intervals import TIE, Interval, interval, outcome
-from kt.core.records import Column, Record, by_seed, grouped
+from kt.core.records import ARMS, Column, Record, by_seed, grouped
 
 WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
 SHOWN = ("knn", "linear", "finetune")
 VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
 DRAWN = "knn"  # by the plots
 LETTER = 6.5  # width of one in a plot, about
-COLOURS = {
-    **{"random": "#757575", "direct": "#b86e00", "longer": "#c04a12", "untrained": "#a05a8c"},
-    **{"hog": "#00805c", "transfer": "#0060a8", "supervised": "#1d2126"},
-}
+# The report's colours; light ones come first in its style sheet.
+SHEET = (Path(charts.__file__).parents[1] / "report.css").read_text()
+COLOURS = dict(reversed(re.findall(r"--(\w+): (#\w+)", SHEET)))
 STYLE = (
     "<style>svg { background: #fff; font: 12.5px sans-serif; } .tick { fill: #5b6470; } "
     "line { stroke: #dfdcd5; } .bar { stroke: #888; stroke-width: 2.2; } circle { fill: #888; }"
     + "".join(
         f" circle.c-{arm} {{ fill: {colour}; }} line.c-{arm} {{ stroke: {colour}; }}"
-        for arm, colour in COLOURS.items()
+        for arm, colour in ((arm, COLOURS[arm]) for arm in ARMS)
     )
     + "</style>"
 )
 
 
-def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
+def page(
+    name: str, about: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> str:
     """Gives the page as Markdown.
 
     Args:
         name: Of the experiment.
         about: Its `question`, `title`, `claims`.
-        found: What was kept of each data set.
+        found: What was kept, by data set and budget ("" where there is but one).
     """
     parts = [
         f"# {about['title']}",
@@ -45,16 +48,15 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
         "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds (Student's t); gaps are "
         "paired by seed. What was chosen was chosen on a held-out part of train.",
     ]
-    for dataset, run in found.items():
+    for (dataset, budget), run in found.items():
         records = run["records"]
-        budget = dataset.rpartition(", ")[2]
         claimed = [c for c in about.get("claims", []) if budget in c.get("budgets", [budget])]
-        parts.append(f"## {dataset}")
+        parts.append("## " + ", ".join(filter(None, (dataset, budget))))
         targets = summary.targets(records)
         for target in targets:
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
-        parts.append(f"![k-NN of all models]({drawn_as(name, dataset)})")
+        parts.append(f"![k-NN of all models]({drawn_as(name, dataset, budget)})")
         parts += claims(claimed, records)
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
@@ -64,9 +66,9 @@ def page(name: str, about: Mapping[str, Any], found: Mapping[str, Mapping[str, A
     return "\n\n".join(parts) + "\n"
 
 
-def drawn_as(name: str, dataset: str) -> str:
-    """Names the plot of a data set."""
-    return f"{name}-{dataset.replace(', ', '-')}.svg"
+def drawn_as(name: str, dataset: str, budget: str) -> str:
+    """Names the plot of a data set and budget."""
+    return "-".join(filter(None, (name, dataset, budget))) + ".svg"
 
 
 def plot(records: Sequence[Record]) -> str:

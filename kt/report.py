@@ -172,13 +172,8 @@ def training_seconds(models, records, settings) -> dict[str, float]:
     found = {}
     for record in records:
         name = record["model"]
-        teachers = (
-            mean.get(one, 0.0)
-            for one in dict.fromkeys(
-                (record.get("teacher") or "").split("+")
-            )  # in two layers: once
-            if one != name
-        )
+        named = set((record.get("teacher") or "").split("+"))  # one in two layers counts once
+        teachers = (mean.get(one, 0.0) for one in sorted(named - {name}))
         if name in mean and name not in found:
             found[name] = rounds.get(record.get("transfer"), 1) * mean[name] + sum(teachers)
     return found

@@ -144,7 +144,9 @@ def test_the_page_has_question_command_table_cost_and_machine():
         "commit": "abc",
         "date": "d",
     }
-    text = page("kinds", {"title": "T", "question": "Q?", "claims": [CLAIM]}, {"photos": kept})
+    text = page(
+        "kinds", {"title": "T", "question": "Q?", "claims": [CLAIM]}, {("photos", ""): kept}
+    )
     for part in (
         "# T",
         "Q?",
@@ -157,7 +159,9 @@ def test_the_page_has_question_command_table_cost_and_machine():
     assert "| **transfer** |" in text and "60.0" in text and "(kinds-photos.svg)" in text
     wide = [{**r, "model": f"wide/{r['model']}", "target": "wide", "value": 0.7} for r in records()]
     text = page(
-        "kinds", {"title": "T", "question": "Q?"}, {"photos": {**kept, "records": records() + wide}}
+        "kinds",
+        {"title": "T", "question": "Q?"},
+        {("photos", ""): {**kept, "records": records() + wide}},
     )
     assert re.findall(r"### Target `(\w+)`", text) == ["small", "wide"]
     assert text.count("| **transfer** |") == 2 and "70.0" in text.split("`wide`")[1]
@@ -229,4 +233,4 @@ def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, mo
         f"{name} own": "transfer", f"{name} strange": "transfer", "small/supervised": "supervised"
     }  # fmt: skip
     assert len(kept["records"]) == len({str(record) for record in kept["records"]})
-    assert "A beats B" in page("small", described, {"drawn": kept})
+    assert "A beats B" in page("small", described, {("drawn", ""): kept})

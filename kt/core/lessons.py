@@ -151,14 +151,8 @@ def _options(settings: Config, lesson: Lesson):
 def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
     """Gives the files that a lesson is made of: pseudo-labels, or features and clusters."""
     module = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
-    numbers = _numbers(module, _options(settings, lesson), lesson.k)
-    clustered, labelled = settings.use.cluster, settings.use.target
-    places = [
-        (f"{teacher}/{layer}", f"{teacher}/{layer}/{clustered}/k{k}")
-        for teacher, layer in sources(settings, lesson)
-        for k in numbers
-    ]
-    split = f"{labelled}-train-unlabelled.h5"
+    places = _places(settings, lesson)
+    split = f"{settings.use.target}-train-unlabelled.h5"
     if module.NEEDS == "labels":
         return {"labels": [f"results/pseudo_labels/{place}/{split}" for _, place in places]}
     return {
@@ -169,17 +163,24 @@ def lesson_tables(settings: Config, lesson: Lesson) -> dict[str, list[str]]:
 
 def all_tables(settings: Config) -> set[str]:
     """Gives the features, clusters and pseudo-labels that targets are taught by, of all rounds."""
-    clustered = settings.use.cluster
+    split = f"{settings.use.cluster}-train-unlabelled.h5"
     found = set()
     for lesson in all_lessons(settings).values():
-        tables = lesson_tables(settings, lesson)
-        found |= {path for paths in tables.values() for path in paths}
-        for path in tables.get("labels", []):
-            place = path.split("/", 2)[2].rsplit("/", 1)[0]
-            found.add(f"results/clusters/{place}.h5")
-        for teacher, layer in sources(settings, lesson):
-            found.add(f"results/features/{teacher}/{layer}/{clustered}-train-unlabelled.h5")
+        found |= {one for paths in lesson_tables(settings, lesson).values() for one in paths}
+        for source, place in _places(settings, lesson):
+            found |= {f"results/features/{source}/{split}", f"results/clusters/{place}.h5"}
     return found
+
+
+def _places(settings: Config, lesson: Lesson) -> list[tuple[str, str]]:
+    """Gives for each clustering of a lesson the place of its features and its own."""
+    module = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
+    numbers = _numbers(module, _options(settings, lesson), lesson.k)
+    return [
+        (f"{teacher}/{layer}", f"{teacher}/{layer}/{settings.use.cluster}/k{k}")
+        for teacher, layer in sources(settings, lesson)
+        for k in numbers
+    ]
 
 
 def _numbers(module, options, k: int | str) -> list[int | str]:
