@@ -24,7 +24,7 @@ PYTHON ?= $(shell for below in 14 99; do for p in python3 python3.13 python3.12 
 # The jobs of the workflow say `python`, and find the environment's own.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup demo test drill fuzz bench lint lock docs clean
+.PHONY: help setup demo plan spent test drill fuzz bench lint lock docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ demo: $(READY) ## run the workflow with config.yaml; print the table and the pla
 	@snakemake --cores $(CORES) --directory "$(DIR)" $(ARGS)
 	@cat "$(DIR)/results/report/summary.txt"
 	@echo "Report: $(abspath $(DIR))/results/report/index.html"
+
+plan: $(READY) ## what a run will do and cost, before it; ARGS as for demo
+	@python -m kt.forecast --cores $(CORES) --directory "$(DIR)" $(ARGS)
+
+spent: $(READY) ## the last plan against what the run did cost
+	@python -m kt.forecast --directory "$(DIR)" --spent
 
 test: $(READY) ## run all tests
 	@echo "[test] running pytest; the report is opened in" \

@@ -13,6 +13,7 @@ min_version("9.11")
 
 
 include: "rules/common.smk"
+include: "rules/jobs.smk"
 include: "rules/data.smk"
 include: "rules/pretext.smk"
 include: "rules/transfer.smk"

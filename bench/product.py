@@ -227,6 +227,7 @@ def decode(payload: bytes, size: int) -> np.ndarray:
 def extract(model: Path, layer: str, pack: Path, output: Path) -> None:
     """Runs `kt.features`."""
     from kt import features
+    from kt.core.parts import WHOLE
 
     features.run(
         argparse.Namespace(
@@ -239,6 +240,8 @@ def extract(model: Path, layer: str, pack: Path, output: Path) -> None:
             given=None,
             keys=None,
             pack=pack,
+            part=WHOLE,
+            parts=[],
             output=output,
             threads=None,
         )  # fmt: skip
@@ -268,10 +271,17 @@ def cluster(features: Path, k: int, iterations: int, output: Path) -> None:
 def assign(features: Path, clusters: Path, output: Path) -> None:
     """Runs `kt.pseudo_labels`."""
     from kt import pseudo_labels
+    from kt.core.parts import WHOLE
 
     pseudo_labels.run(
         argparse.Namespace(
-            features=features, clusters=clusters, describe={}, output=output, threads=None
+            features=features,
+            clusters=clusters,
+            describe={},
+            part=WHOLE,
+            parts=[],
+            output=output,
+            threads=None,
         )  # fmt: skip
     )
 

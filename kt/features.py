@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt.core import auto, step
+from kt.core import auto, parts, step
 from kt.core.step import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 256
 AHEAD = 4  # batches that may wait to be written
+ARRAYS = {"features": 2, "keys": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keys", type=Path, help="of its rows: a text file, one a line, or the HDF5"
     )
     parser.add_argument("--pack", type=Path, required=True, help="packed images")
+    parts.add_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
@@ -57,7 +59,13 @@ def run(arguments: argparse.Namespace) -> None:
     given = (arguments.given, arguments.keys)
     if None not in made and given == (None, None):
         arguments.layer, _ = auto.settled(arguments.choice, arguments.layer, "0")
-        compute(arguments)
+        if arguments.parts:
+            sources = [arguments.pack, arguments.model / "model.safetensors"]
+            parts.gather(
+                arguments.parts, arguments.output, "features", ARRAYS, arguments.pack, sources
+            )
+        else:
+            compute(arguments)
     elif None not in given and set(made) == {None}:
         take(arguments)
     else:
@@ -101,7 +109,8 @@ def compute(arguments: argparse.Namespace) -> None:
         from kt.core.backbone import fold_norms
 
     pack = images.layout(arguments.pack)
-    number = pack.shape[0]
+    first, last = images.span(arguments.pack, BATCH, arguments.part)
+    number = last - first
     where = hardware.device()
     hardware.set_up(where)
     backbone = model.load(arguments.model, where)
@@ -110,7 +119,8 @@ def compute(arguments: argparse.Namespace) -> None:
     channels, height, width = backbone.map_shape(pack.shape[-1], arguments.layer)
     dimensions = channels * min(height, arguments.map) * min(width, arguments.map)
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
-    settings = {key: getattr(arguments, key) for key in ("model", "layer", "map", "pool", "mirror")}
+    options = ("model", "layer", "map", "pool", "mirror")
+    settings = arguments.part.mark({key: getattr(arguments, key) for key in options})
     parents = [arguments.pack, arguments.model / "model.safetensors"]
     progress = step.Progress(f"features {arguments.layer}", number, "img")
     with table.create(arguments.output, "features", settings, parents) as file:
@@ -124,7 +134,7 @@ def compute(arguments: argparse.Namespace) -> None:
 
         described = describe(
             backbone, arguments.layer, arguments.map, arguments.pack, arguments.pool,
-            arguments.mirror,
+            arguments.mirror, arguments.part,
         )  # fmt: skip
         for count in _aside(write, described):
             progress.add(count)
@@ -133,8 +143,9 @@ def compute(arguments: argparse.Namespace) -> None:
 
 
 def describe(
-    backbone, layer: str, edge: int, pack: Path, kind: str = "mean", mirror: bool = False
-) -> Iterator[tuple]:
+    backbone, layer: str, edge: int, pack: Path, kind: str = "mean", mirror: bool = False,
+    part: parts.Part = parts.WHOLE,
+) -> Iterator[tuple]:  # fmt: skip
     """Gives keys (B,) bytes and features (B, D) float32 of the pack, batch by batch."""
     import torch
 
@@ -142,7 +153,7 @@ def describe(
     from kt.core.backbone import pooled
 
     where = backbone.mean.device
-    for keys, pixels in images.stream(pack, BATCH):
+    for keys, pixels in images.stream(pack, BATCH, part):
         # Not across the `yield`: it would switch gradients off for whoever asks.
         with torch.inference_mode(), hardware.mixed(where):
             ready = backbone.normalise(torch.from_numpy(pixels).to(where))
@@ -150,11 +161,11 @@ def describe(
         yield keys, found.cpu().numpy()
 
 
-def _aside(write, parts: Iterator[tuple]) -> Iterator[int]:
-    """Calls `write(keys, block)` for each part in a thread of its own, while the next is made."""
+def _aside(write, found: Iterator[tuple]) -> Iterator[int]:
+    """Calls `write(keys, block)` for each pair in a thread of its own, while the next is made."""
     with ThreadPoolExecutor(1) as writer:
         waiting: deque = deque()
-        for keys, block in parts:
+        for keys, block in found:
             waiting.append(writer.submit(write, keys, block))
             if len(waiting) > AHEAD:
                 waiting.popleft().result()
@@ -218,7 +229,7 @@ def read(path: Path, scratch: Path | None = None) -> Iterator[Features]:
 
     from kt.core import table
 
-    with table.read(path, "features", {"features": 2, "keys": 1}) as file:
+    with table.read(path, "features", ARRAYS) as file:
         rows, keys = file["features"], file["keys"]
         if rows.dtype != np.float32 or keys.dtype.kind != "S":
             raise DataError(
@@ -228,6 +239,16 @@ def read(path: Path, scratch: Path | None = None) -> Iterator[Features]:
         if scratch is not None and not _ascending(keys):
             rows, keys = _sorted(rows, keys, path, scratch)
         yield Features(rows, keys)
+
+
+def share(found: Features, part: parts.Part) -> Features:
+    """Gives a part of the rows, cut between the blocks that they are worked on in."""
+    if part.of == 1:
+        return found
+    from kt.core import blocks
+
+    first, last = part.span(found.rows.shape[0], blocks.height(found.rows))
+    return Features(blocks.Slice(found.rows, first, last), found.keys[first:last])
 
 
 def _ascending(keys) -> bool:

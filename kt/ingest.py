@@ -29,6 +29,7 @@ from kt.core import jpeg, lock, spill, step, table
 from kt.core import listing as listings
 from kt.core.entries import FEWEST, POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
+from kt.core.parts import WHOLE, Part, parse
 from kt.core.rows import Rows
 from kt.core.shards import Shards
 from kt.core.step import DataError, log
@@ -46,13 +47,19 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the packed data set")
     parser.add_argument("--seed", type=int, required=True, help="of the draws of subsets")
     parser.add_argument("--state", type=Path, help="folder of the shards; a killed run goes on")
+    parser.add_argument(
+        "--part", type=parse, default=WHOLE,
+        help="such as 2/4: only decode this much of it into --state; --output is a mark",
+    )  # fmt: skip
 
 
 def run(arguments) -> None:
     """Lists, chooses, decodes, compares, writes; all files take their places at the end."""
     dataset, output = arguments.dataset, arguments.output.resolve()
     source = config.plugin("sources", dataset.source)
-    with _workplace(output, arguments.state) as (folder, state):
+    if arguments.part.of > 1 and not arguments.state:
+        raise step.ConfigError("--part: needs --state, where the others leave theirs")
+    with _workplace(output, arguments.state, arguments.part) as (folder, state):
         listed = listings.create(source.entries(dataset), folder, arguments.seed)
         splits = choose(listed, dataset)
         chosen = spill.where(folder, splits >= 0)
@@ -60,7 +67,10 @@ def run(arguments) -> None:
         _check_numbers(_counts(splits), dataset, listed)
         shards = Shards(state, listed, chosen, dataset)
         _check_space(folder, state, len(chosen), dataset)
-        shards.decode(source, arguments.threads or os.cpu_count() or 1)
+        shards.decode(source, arguments.threads or os.cpu_count() or 1, arguments.part)
+        if arguments.part.of > 1:
+            step.write_text(output, f"{shards.count} shards in all, see {state}\n")
+            return
         rows = Rows(shards, splits, folder / "rows")
         _check_faults(rows, dataset)
         left_out = rows.leave_out_copies(dataset.near_copies)
@@ -84,20 +94,22 @@ def run(arguments) -> None:
 
 
 @contextlib.contextmanager
-def _workplace(output: Path, state: Path | None) -> Iterator[tuple[Path, Path]]:
+def _workplace(output: Path, state: Path | None, part: Part) -> Iterator[tuple[Path, Path]]:
     """Gives a folder beside the output and that of the shards, both for this process alone.
 
-    The first is always the same, so that the next run takes away what a killed one left there.
+    The first is always the same, so that the next run takes away what a killed one left there. The
+    second is shared by those who do parts of the work.
     """
     folder = output.with_name(f".{output.name}.ingest")
     missing = [parent for parent in folder.parents if not parent.exists()]
     own = lock.claim(folder)
-    other = lock.claim(state) if state else None
+    other = lock.claim(state) if state and part.of == 1 else None
     state = state or folder / "shards"
     state.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "packs", ignore_errors=True)
-    for half in [*folder.glob(".*.tmp"), *state.glob(".*.tmp")]:
-        half.unlink(missing_ok=True)
+    if part.of == 1:
+        for half in [*folder.glob(".*.tmp"), *state.glob(".*.tmp")]:
+            half.unlink(missing_ok=True)
     try:
         yield folder, state
     finally:

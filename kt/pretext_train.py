@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
     parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
     parser.add_argument("--state", type=Path, help="folder of resume states")
-    parser.add_argument("--processes", type=int, default=1, help="that share the training")
+    parser.add_argument("--processes", type=int, default=1, help="that share it, on each node")
+    parser.add_argument("--nodes", type=int, default=1, help="that share it, of a Slurm job")
     parser.add_argument("--delivery-threads", type=int, help="that fill batches ahead")
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
 
@@ -185,7 +186,16 @@ def progress_name(arguments: argparse.Namespace) -> str:
 
 def fingerprint(arguments: argparse.Namespace) -> dict:
     """Gives the settings that a resume state must share."""
-    ignored = ("log", "threads", "processes", "delivery_threads", "output", "state", "describe")
+    ignored = (
+        "log",
+        "threads",
+        "processes",
+        "nodes",
+        "delivery_threads",
+        "output",
+        "state",
+        "describe",
+    )
     return {key: value for key, value in vars(arguments).items() if key not in ignored}
 
 

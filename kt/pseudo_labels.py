@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from kt import cluster, features
-from kt.core import step, table
+from kt.core import parts, step, table
 from kt.core.step import DataError
 
+ARRAYS = {"labels": 1, "clusters": 1, "distances": 1, "keys": 1}
 ROW_BYTES = 8 + 8 + 4  # label, cluster, distance
 
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, required=True, help="of the images to label")
     parser.add_argument("--clusters", type=Path, required=True, help="centroids")
     parser.add_argument("--describe", type=config_json, default={}, help="teacher, layer, k")
+    parts.add_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="table to write")
 
 
@@ -36,7 +38,12 @@ def config_json(text: str) -> dict:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Streams the features past the centroids."""
+    """Streams the features past the centroids, or puts parts together."""
+    if arguments.parts:
+        sources = [arguments.features, arguments.clusters]
+        output, keys = arguments.output, arguments.features
+        parts.gather(arguments.parts, output, "pseudo_labels", ARRAYS, keys, sources)
+        return
     centroids, sizes, transform = cluster.read_clusters(arguments.clusters)
     with features.read(arguments.features) as found:
         number, dimensions = found.rows.shape
@@ -46,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
                 f"was made from {len(transform.mean)}; use features of the same teacher, layer and "
                 "map"
             )
+        found = features.share(found, arguments.part)
+        number = len(found.keys)
         step.check_space(arguments.output, number * (ROW_BYTES + found.keys.dtype.itemsize))
         left_out = write(arguments, found, centroids, sizes, transform)
     step.log.info(
@@ -60,7 +69,8 @@ def write(
     number, left_out, first = len(found.keys), 0, 0
     label_of = compact(sizes)
     parents = [arguments.features, arguments.clusters]
-    with table.create(arguments.output, "pseudo_labels", arguments.describe, parents) as file:
+    settings = arguments.part.mark(arguments.describe)
+    with table.create(arguments.output, "pseudo_labels", settings, parents) as file:
         types = {"labels": np.int64, "clusters": np.int64, "distances": np.float32}
         columns = {
             name: table.Column(file, name, (number,), dtype)
@@ -88,8 +98,7 @@ def compact(sizes: np.ndarray) -> np.ndarray:
 
 def read_pseudo_labels(path: Path) -> tuple[np.ndarray, list[str], int]:
     """Reads labels (N,) int64, keys (N,) and the number of labels C."""
-    arrays = {"labels": 1, "clusters": 1, "distances": 1, "keys": 1}
-    with table.read(path, "pseudo_labels", arrays) as file:
+    with table.read(path, "pseudo_labels", ARRAYS) as file:
         labels, keys = table.load(file, "labels"), table.strings(file, "keys")
         return labels, keys, int(file.attrs["num_labels"])
 

@@ -112,20 +112,8 @@ def lift_stale_lock():
     return file
 
 
-def training_threads():
-    """Gives the threads of a training: half of the cores, so that two run side by side.
-
-    A cluster has no number of cores of its own; its jobs take over what the main process said.
-    """
-    cores = workflow.resource_settings.cores  # workflow.cores raises where there is none
-    if workflow.is_main_process:
-        os.environ.update(KT_TRAINING_THREADS=str(max(1, (cores or 8) // 2)))
-    return int(os.environ.get("KT_TRAINING_THREADS", cores or 1))
-
-
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
-TRAINING_THREADS = training_threads()
 LESSONS = lessons.all_lessons(SETTINGS)
 DESCRIBERS = lessons.describers(SETTINGS)
 
@@ -138,6 +126,12 @@ def pack_of(role, split="train-unlabelled"):
 def data_report_of(role):
     """Gives the data report of the data set that serves a role."""
     return f"results/data/{getattr(SETTINGS.use, role)}/report.json"
+
+
+def ingest_state(wildcards):
+    """Gives the folder where a killed ingest goes on, and where its parts meet."""
+    settings = [SETTINGS.datasets[wildcards.dataset], SETTINGS.seed]
+    return plan.state(f"ingest-{wildcards.dataset}", settings)
 
 
 def data_reports():
@@ -185,7 +179,7 @@ def pretext_params(wildcards):
 
 def given_features(wildcards):
     """Gives the teacher whose features were made elsewhere, or None."""
-    teacher = SETTINGS.teachers.get(wildcards.teacher)
+    teacher = SETTINGS.teachers.get(getattr(wildcards, "teacher", None))
     return teacher if teacher and teacher.features else None
 
 
@@ -235,6 +229,12 @@ def pseudo_labels_of(teacher, layer, k):
     clustered, labelled = SETTINGS.use.cluster, SETTINGS.use.target
     folder = f"results/pseudo_labels/{teacher}/{layer}/{clustered}/k{k}"
     return f"{folder}/{labelled}-train-unlabelled.h5"
+
+
+def described_labels(wildcards):
+    """Gives what pseudo-labels say of themselves."""
+    teacher, layer, k = wildcards.teacher, wildcards.layer, wildcards.k
+    return dumps({"teacher": teacher, "layer": layer, "k": int(k) if k.isdigit() else k})
 
 
 def supervised(wildcards):
@@ -297,3 +297,5 @@ wildcard_constraints:
     k=r"\d+|auto(x[\d.]+)?",
     seed=r"\d+",
     job=r"[^/]+",
+    part=r"\d+",
+    parts=r"\d+",

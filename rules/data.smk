@@ -1,5 +1,7 @@
 rule ingest:
     """Packs the images of a data set: oriented, RGB, resized, cropped; labels apart."""
+    input:
+        parts=parts_of("results/parts/ingest/{dataset}", "results/data/{dataset}/report.json"),
     output:
         packs=expand(
             "results/data/{{dataset}}/{split}.h5", split=["train-unlabelled", "train", "test"]
@@ -17,15 +19,13 @@ rule ingest:
         "../envs/kt.yaml"
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=memory(2000),
+        runtime=minutes(240),
     params:
         folder="results/data/{dataset}",
         dataset=lambda w: dumps(SETTINGS.datasets[w.dataset]),
         seed=SETTINGS.seed,
-        state=lambda w: plan.state(
-            f"ingest-{w.dataset}", [SETTINGS.datasets[w.dataset], SETTINGS.seed]
-        ),
+        state=ingest_state,
         stage_version=2,
     message:
         "ingest {wildcards.dataset}"
@@ -35,5 +35,37 @@ rule ingest:
         " --seed {params.seed:q}"
         " --state {params.state:q}"
         " --output {params.folder:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+rule ingest_part:
+    """Decodes a part of a data set's images, where `shards` says that several jobs do."""
+    output:
+        temp("results/parts/ingest/{dataset}/{part}-of-{parts}.h5"),
+    log:
+        "results/logs/ingest_part/{dataset}-{part}-of-{parts}.log",
+    benchmark:
+        "results/benchmarks/ingest_part/{dataset}-{part}-of-{parts}.tsv"
+    conda:
+        "../envs/kt.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(240),
+    params:
+        dataset=lambda w: dumps(SETTINGS.datasets[w.dataset]),
+        seed=SETTINGS.seed,
+        state=ingest_state,
+        stage_version=2,
+    message:
+        "ingest_part {wildcards.part}/{wildcards.parts} of {wildcards.dataset}"
+    shell:
+        "python -m kt.ingest"
+        " --dataset {params.dataset:q}"
+        " --seed {params.seed:q}"
+        " --state {params.state:q}"
+        " --part {wildcards.part}/{wildcards.parts}"
+        " --output {output:q}"
         " --threads {threads}"
         " --log {log:q}"

@@ -29,8 +29,8 @@ rule evaluate:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=4000,
-        runtime=480,
+        mem_mb=memory(4000),
+        runtime=minutes(480),
     params:
         folders=lambda w: MODELS[w.model].folders(),
         seeds=lambda w: [SETTINGS.seed + seed for seed in MODELS[w.model].seeds],
@@ -84,8 +84,8 @@ rule report:
         "../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=memory(1000),
+        runtime=minutes(30),
     params:
         folder=lambda w, output: os.path.dirname(output.page),
         models=TRAINED,

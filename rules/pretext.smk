@@ -19,9 +19,10 @@ rule pretext_train:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=4000,
-        runtime=2880,
+        mem_mb=memory(4000),
+        runtime=1440,  # it goes on where it was
         processes=1,  # one a GPU: --set-resources pretext_train:processes=4
+        nodes=1,  # more of them: docs/howto.md
     params:
         folder="results/teachers/{teacher}/s{seed}",
         state=lambda w: plan.state(f"{w.teacher}-s{w.seed}", pretext_params(w)),
@@ -52,6 +53,7 @@ rule pretext_train:
         " --describe {params.describe:q}"
         " --state {params.state:q}"
         " --processes {resources.processes}"
+        " --nodes {resources.nodes}"
         " --output {params.folder:q}"
         " --threads {threads}"
         " --log {log:q}"
@@ -73,8 +75,8 @@ rule choose:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=memory(4000),
+        runtime=minutes(240),
     params:
         folder=lambda w: DESCRIBERS[w.teacher].folder,
         layers=lambda w: lessons.choices(SETTINGS)[w.teacher],
@@ -109,6 +111,10 @@ rule features:
         unpack(features_input),
         choice=choice_of,
         pack="results/data/{dataset}/{split}.h5",
+        parts=parts_of(
+            "results/parts/features/{teacher}/{layer}/{dataset}-{split}",
+            "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
+        ),
     output:
         "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
     log:
@@ -120,8 +126,8 @@ rule features:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=memory(4000),
+        runtime=minutes(240),
     params:
         source=features_source,
         stage_version=2,
@@ -131,6 +137,41 @@ rule features:
         "python -m kt.features"
         " {params.source:q}"
         " --pack {input.pack:q}"
+        " --parts {input.parts:q}"
+        " --output {output:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+rule features_part:
+    """Writes the features of a part of a pack's images, where `shards` says that several jobs do."""
+    input:
+        unpack(features_input),
+        choice=choice_of,
+        pack="results/data/{dataset}/{split}.h5",
+    output:
+        temp("results/parts/features/{teacher}/{layer}/{dataset}-{split}/{part}-of-{parts}.h5"),
+    log:
+        "results/logs/features_part/{teacher}-{layer}-{dataset}-{split}-{part}-of-{parts}.log",
+    benchmark:
+        "results/benchmarks/features_part/{teacher}-{layer}-{dataset}-{split}-{part}-of-{parts}.tsv"
+    priority: 20
+    conda:
+        "../envs/kt.yaml"
+    threads: TRAINING_THREADS
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(240),
+    params:
+        source=features_source,
+        stage_version=2,
+    message:
+        "features_part {wildcards.part}/{wildcards.parts} of {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
+    shell:
+        "python -m kt.features"
+        " {params.source:q}"
+        " --pack {input.pack:q}"
+        " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
         " --threads {threads}"
         " --log {log:q}"

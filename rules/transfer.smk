@@ -14,8 +14,8 @@ rule cluster:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=2000 + SETTINGS.clustering.memory_mb,
-        runtime=240,
+        mem_mb=memory(1000 + SETTINGS.clustering.memory_mb),
+        runtime=minutes(240),
         # A k that a kind of transfer made of that in the config, such as four times it, may be above
         # the number of images. No parameter: a k that gets into the config later is not made again.
         lower=lambda w: int(w.k not in map(str, SETTINGS.clusters)),
@@ -45,6 +45,10 @@ rule pseudo_labels:
     input:
         features="results/features/{teacher}/{layer}/{dataset}-{split}.h5",
         clusters=f"results/clusters/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}.h5",
+        parts=parts_of(
+            f"results/parts/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}",
+            f"results/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}.h5",
+        ),
     output:
         f"results/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}.h5",
     log:
@@ -56,12 +60,10 @@ rule pseudo_labels:
         "../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=memory(1000),
+        runtime=minutes(60),
     params:
-        describe=lambda w: dumps(
-            {"teacher": w.teacher, "layer": w.layer, "k": int(w.k) if w.k.isdigit() else w.k}
-        ),
+        describe=described_labels,
         stage_version=2,
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
@@ -70,6 +72,43 @@ rule pseudo_labels:
         " --features {input.features:q}"
         " --clusters {input.clusters:q}"
         " --describe {params.describe:q}"
+        " --parts {input.parts:q}"
+        " --output {output:q}"
+        " --threads {threads}"
+        " --log {log:q}"
+
+
+rule pseudo_labels_part:
+    """Labels a part of a split's images, where `shards` says that several jobs do."""
+    input:
+        features="results/features/{teacher}/{layer}/{dataset}-{split}.h5",
+        clusters=f"results/clusters/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}.h5",
+    output:
+        temp(
+            f"results/parts/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}/{{part}}-of-{{parts}}.h5"
+        ),
+    log:
+        "results/logs/pseudo_labels_part/{teacher}-{layer}-k{k}-{dataset}-{split}-{part}-of-{parts}.log",
+    benchmark:
+        "results/benchmarks/pseudo_labels_part/{teacher}-{layer}-k{k}-{dataset}-{split}-{part}-of-{parts}.tsv"
+    priority: 20
+    conda:
+        "../envs/kt.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=minutes(60),
+    params:
+        describe=described_labels,
+        stage_version=2,
+    message:
+        "pseudo_labels_part {wildcards.part}/{wildcards.parts} of {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
+    shell:
+        "python -m kt.pseudo_labels"
+        " --features {input.features:q}"
+        " --clusters {input.clusters:q}"
+        " --describe {params.describe:q}"
+        " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
         " --threads {threads}"
         " --log {log:q}"
@@ -93,9 +132,10 @@ rule target_train:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=4000,
-        runtime=2880,
+        mem_mb=memory(4000),
+        runtime=1440,  # it goes on where it was
         processes=1,  # one a GPU: --set-resources target_train:processes=4
+        nodes=1,  # more of them: docs/howto.md
     params:
         folder="results/targets/{target}/{origin}/s{seed}",
         state=lambda w: plan.state(
@@ -126,6 +166,7 @@ rule target_train:
         " --describe {params.describe:q}"
         " --state {params.state:q}"
         " --processes {resources.processes}"
+        " --nodes {resources.nodes}"
         " --output {params.folder:q}"
         " --threads {threads}"
         " --log {log:q}"

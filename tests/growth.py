@@ -19,6 +19,8 @@ def main() -> None:
     """Takes the step's module and its arguments as JSON."""
     import importlib
 
+    from kt.core.parts import WHOLE
+
     module = importlib.import_module(sys.argv[1])
     values = json.loads(sys.argv[2])
     if "settings" in values:
@@ -27,6 +29,7 @@ def main() -> None:
         values["settings"] = config.Clustering(**values["settings"])
     paths = ("features", "clusters", "output", "model", "pack")
     values = {key: Path(value) if key in paths else value for key, value in values.items()}
+    values |= {"part": WHOLE, "parts": []}
     peak, done = [0], threading.Event()
 
     def watch() -> None:

@@ -20,6 +20,7 @@ import kt
 from kt import config, evaluate, ingest, reference
 from kt.core import backbone, judge, model, step, table, training
 from kt.core.network import Network
+from kt.core.parts import WHOLE
 from kt.pretext_train import build_task
 
 ROOT = Path(__file__).parent.parent
@@ -94,7 +95,7 @@ def makefile() -> str:
 
 
 def test_every_preset_and_profile_that_is_named_exists():
-    named = set(re.findall(r"\b((?:presets|profiles)/[\w/]+(?:\.yaml)?)", EVERYTHING))
+    named = set(re.findall(r"\b((?:presets|profiles)/[\w/-]+(?:\.yaml|\.sh)?)", EVERYTHING))
     presets = {str(path.relative_to(ROOT)) for path in (ROOT / "presets").rglob("*.yaml")}
     assert presets <= named
     assert all((ROOT / name).exists() for name in named), named
@@ -208,7 +209,8 @@ def test_the_source_of_the_howto_is_packed_with_its_labels(plugins, tmp_path):
     values = yaml.safe_load(BLOCKS["arrays.yaml"])["datasets"]["mine"]
     dataset = config.Dataset(**(values | {"path": str(tmp_path / "mine.npz")}))
     folder = tmp_path / "packed"
-    ingest.run(argparse.Namespace(dataset=dataset, output=folder, seed=0, state=None, threads=1))
+    options = {"dataset": dataset, "seed": 0, "state": None, "part": WHOLE, "threads": 1}
+    ingest.run(argparse.Namespace(output=folder, **options))
     data = evaluate.read_data(folder)
     assert (len(data.pool), len(data.train.pack), len(data.test.pack)) == (18, 18, 6)
     kept = [int(key.rsplit("/", 1)[1]) for key in data.train.pack.keys]

@@ -93,7 +93,11 @@ def test_the_conda_environment_has_the_runtime_dependencies_with_the_same_bounds
 
 def test_every_import_of_kt_is_a_dependency_and_those_of_extras_stand_in_their_plug_ins():
     declared = {wanted.name for wanted in RUNTIME}
-    optional = set(PROJECT["optional-dependencies"]) - {"dev", "slurm"}  # Snakemake's own
+    optional = set(PROJECT["optional-dependencies"]) - {
+        "dev",
+        "slurm",
+        "cluster",
+    }  # Snakemake's own
     imported = {IMPORT_NAMES.get(name, name) for name in third_party_imports()}
     assert imported - declared == optional
     for name in optional:

@@ -10,6 +10,7 @@ import torch
 
 from kt import features
 from kt.core import blocks, hardware, images, model, table
+from kt.core.parts import WHOLE
 from kt.core.step import ConfigError, DataError, ResourceError
 
 
@@ -29,7 +30,7 @@ def step(folder, pack, **options):
     """Runs the step with some of its options; gives the table's path."""
     output = folder / "features.h5"
     values = dict.fromkeys(("model", "layer", "map", "given", "keys", "choice"))
-    values |= {"pool": "mean", "mirror": False} | options
+    values |= {"pool": "mean", "mirror": False, "part": WHOLE, "parts": []} | options
     features.run(argparse.Namespace(pack=pack, output=output, **values))
     return output
 
@@ -71,8 +72,8 @@ def test_a_feature_that_is_not_finite_ends_it_with_key_and_layer(tmp_path, monke
     pack = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(600, 16), keys)
     right = images.stream
 
-    def poisoned(path, batch):
-        for names, pixels in right(path, batch):
+    def poisoned(path, batch, part):
+        for names, pixels in right(path, batch, part):
             pixels = pixels.astype(np.float32)
             pixels[names == b"image-00444", 0, 0, 0] = value
             yield names, pixels

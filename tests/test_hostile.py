@@ -23,7 +23,8 @@ from kt.sources import torchvision
 NASTY = 'x\'; touch harmed; "$(touch harmed)`touch harmed`" end'
 # What a command may hold without quotes: numbers that the configuration has checked.
 NUMBERS = {"{threads}", "{params.epochs}", "{params.seed}", "{params.seeds}", "{params.map}",
-           "{wildcards.k}", "{resources.processes}", "{resources.lower}"}  # fmt: skip
+           "{wildcards.k}", "{wildcards.part}", "{wildcards.parts}",
+           "{resources.processes}", "{resources.nodes}", "{resources.lower}"}  # fmt: skip
 
 
 class Payload:

@@ -13,6 +13,7 @@ from drawing import CLASSES, encoded, label_of, picture, tree, write_folder, wri
 from kt import config, ingest
 from kt.core import images, table
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.parts import WHOLE
 from kt.core.step import DataError, ResourceError
 
 DEFAULTS = {
@@ -31,7 +32,8 @@ DEFAULTS = {
 def pack(path, output, seed=0, state=None, **changes) -> dict:
     """Runs the step in this process and gives its report."""
     dataset = config.Dataset(**(DEFAULTS | {"path": str(path)} | changes))
-    ingest.run(SimpleNamespace(dataset=dataset, output=output, seed=seed, state=state, threads=2))
+    options = {"dataset": dataset, "seed": seed, "state": state, "part": WHOLE, "threads": 2}
+    ingest.run(SimpleNamespace(output=output, **options))
     return json.loads((output / "report.json").read_text())
 
 

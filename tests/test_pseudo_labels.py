@@ -9,6 +9,7 @@ from test_cluster import blobs, gaussians, run
 
 from kt import config, pseudo_labels, target_train
 from kt.core import blocks, table
+from kt.core.parts import WHOLE
 from kt.core.step import DataError, ResourceError
 
 
@@ -17,7 +18,9 @@ def label(path, features, keys, clusters):
     written = crafted.write_features(path / "to-label.h5", features, keys)
     output = path / "pseudo_labels.h5"
     pseudo_labels.run(
-        argparse.Namespace(features=written, clusters=clusters, describe={}, output=output)
+        argparse.Namespace(
+            features=written, clusters=clusters, describe={}, output=output, part=WHOLE, parts=[]
+        )
     )
     return pseudo_labels.read_pseudo_labels(output)
 

@@ -17,7 +17,8 @@ from kt import config, ingest
 from kt.core import rows, shards, table
 from kt.core.entries import POOL, SPLITS
 from kt.core.images import read_pack
-from kt.core.step import ResourceError
+from kt.core.parts import WHOLE, Part
+from kt.core.step import ConfigError, ResourceError
 
 DATASET = {
     "source": "pictures", "size": 16, "unlabelled": None, "labelled": None, "test": None,
@@ -38,6 +39,7 @@ shards.Shards._write = told
 sys.argv = ["ingest", *sys.argv[2:]]
 from kt import ingest
 from kt.core import ending, step
+from kt.core.parts import WHOLE, Part
 ending.catch_signals()  # as `python -m kt.ingest` does
 step.main("", ingest.add_arguments, ingest.run)
 """
@@ -57,9 +59,10 @@ def digests(output) -> dict[str, str]:
     return found | {"report": json.dumps(report | {"seconds": 0})}
 
 
-def pack(path, output, state, **changes) -> None:
+def pack(path, output, state, part=WHOLE, **changes) -> None:
     dataset = config.Dataset(**(DATASET | {"path": str(path)} | changes))
-    ingest.run(SimpleNamespace(dataset=dataset, output=output, seed=0, state=state, threads=1))
+    options = {"dataset": dataset, "seed": 0, "state": state, "part": part, "threads": 1}
+    ingest.run(SimpleNamespace(output=output, **options))
 
 
 def start(path, output, state, stop_after: int, **changes) -> subprocess.Popen:
@@ -82,6 +85,11 @@ def kill(path, output, state, stop_after: int, number=signal.SIGKILL) -> int:
     process.send_signal(number)
     process.communicate()
     return process.returncode
+
+
+def left(folder) -> list[str]:
+    """Lists a folder, but for the lock of a killed step, which `pack` is none to take away."""
+    return sorted(set(os.listdir(folder)) - {".out.lock"})
 
 
 @pytest.fixture
@@ -113,7 +121,20 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(place, tmp_path, small_sh
     pack(place, tmp_path / "out", tmp_path / "state")
     assert made == every[stop + 1 :]
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-    assert sorted(os.listdir(tmp_path)) == ["drawn.tar", "out", "whole"]
+    assert left(tmp_path) == ["drawn.tar", "out", "whole"]
+
+
+def test_several_jobs_decode_and_the_one_that_packs_only_packs(place, tmp_path, small_shards, made):
+    pack(place, tmp_path / "whole", None)
+    every = made.copy()
+    for number in (2, 3, 1):
+        pack(place, tmp_path / f"{number}", tmp_path / "state", Part(number, 3))
+    assert sorted(made[len(every) :]) == sorted(every) and len(every) > 3
+    made.clear()
+    pack(place, tmp_path / "out", tmp_path / "state")
+    assert made == [] and digests(tmp_path / "out") == digests(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="needs --state"):
+        pack(place, tmp_path / "2", None, Part(2, 3))
 
 
 def test_by_hand_a_killed_run_leaves_what_the_next_one_uses_and_takes_away(
@@ -122,7 +143,7 @@ def test_by_hand_a_killed_run_leaves_what_the_next_one_uses_and_takes_away(
     kill(place, tmp_path / "out", None, 2)
     assert ".out.ingest" in os.listdir(tmp_path)
     pack(place, tmp_path / "out", None)
-    assert made[0] == 3 and sorted(os.listdir(tmp_path)) == ["drawn.tar", "out"]
+    assert made[0] == 3 and left(tmp_path) == ["drawn.tar", "out"]
 
 
 def test_shards_of_other_settings_or_pictures_are_made_anew(place, tmp_path, small_shards, made):
@@ -177,9 +198,9 @@ def test_files_that_vanish_between_listing_and_reading_are_rejected(tmp_path, mo
     place = write_folder(tree(12, 3, 3), tmp_path / "drawn")
     decode = shards.Shards.decode
 
-    def late(self, source, threads):
+    def late(self, source, threads, part):
         (place / "train-unlabelled" / "apple" / "003.png").unlink()
-        decode(self, source, threads)
+        decode(self, source, threads, part)
 
     monkeypatch.setattr(shards.Shards, "decode", late)
     pack(place, tmp_path / "out", None)

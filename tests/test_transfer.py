@@ -14,6 +14,7 @@ import torch
 from kt import cluster, config, pseudo_labels, target_train
 from kt import workflow as plan
 from kt.core import lessons, table
+from kt.core.parts import WHOLE
 from kt.core.step import ConfigError, DataError
 from kt.core.transfer import Taught
 
@@ -141,7 +142,9 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
         }
         cluster.run(argparse.Namespace(features=fit, output=made, **settings))
         pseudo_labels.run(
-            argparse.Namespace(features=one, clusters=made, describe={}, output=label)
+            argparse.Namespace(
+                features=one, clusters=made, describe={}, output=label, part=WHOLE, parts=[]
+            )
         )
     tables = {"pseudo_labels": [], "features": features, "clusters": clusters}
     if module.NEEDS == "labels":

@@ -52,6 +52,23 @@ class Scratch:
             raw, offset = raw[done:], offset + done
 
 
+class Slice:
+    """Some of the rows of anything that gives an array for a slice; no copy."""
+
+    def __init__(self, rows, first: int, last: int):
+        """Takes the rows from `first` to `last` (exclusive)."""
+        self.rows, self.first, self.shape = rows, first, (last - first, *rows.shape[1:])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Reads rows without a step."""
+        first, last, _ = part.indices(len(self))
+        return self.rows[self.first + first : self.first + last]
+
+
 def read_at(file: int, block: np.ndarray, offset: int) -> None:
     """Fills an array from an open file.
 
@@ -68,9 +85,13 @@ def read_at(file: int, block: np.ndarray, offset: int) -> None:
 
 def bounds(rows) -> Iterator[tuple[int, int]]:
     """Gives first and last (exclusive) of blocks of rows, sized by their width alone."""
-    height = max(1, min(MOST_ROWS, MOST_BYTES // max(4 * rows.shape[1], 1)))
-    for first in range(0, rows.shape[0], height):
-        yield first, min(first + height, rows.shape[0])
+    for first in range(0, rows.shape[0], height(rows)):
+        yield first, min(first + height(rows), rows.shape[0])
+
+
+def height(rows) -> int:
+    """Gives the rows of a block, by their width."""
+    return max(1, min(MOST_ROWS, MOST_BYTES // max(4 * rows.shape[1], 1)))
 
 
 def take(rows, picked: np.ndarray) -> np.ndarray:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import hashlib
 import json
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kt.core.ending import DataError, ResourceError, lack, line
+
+FORGOTTEN = 2 * 86400  # seconds until what a writer on another machine left is taken to be dead
 
 
 @contextlib.contextmanager
@@ -23,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         ResourceError: The disk is full or may not be written; path and free bytes are named.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
@@ -46,10 +52,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _sweep(path: Path) -> None:
     """Removes what killed writers of the same file left beside it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{_machine()}.*.tmp"):
         pid = left.name.split(".")[-2]
         if pid.isdigit() and not _lives(int(pid)):
             left.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > FORGOTTEN:
+                left.unlink()
+
+
+@functools.cache
+def _machine() -> str:
+    """Names this machine in a few characters, since others may write to the same folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _lives(pid: int) -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import functools
 import os
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -28,10 +32,37 @@ keep_freed_memory()  # before the first batch
 
 
 def device() -> torch.device:
-    """Gives the device of this process: under torchrun its own GPU, if there are any."""
+    """Gives the device of this process: under torchrun its own GPU, else a free one, if any."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", _claimed() if rank is None else int(rank))
+
+
+@functools.cache
+def _claimed() -> int:
+    """Claims one of the GPUs that a scheduler left to this process; several steps run side by side.
+
+    The claim is a lock that goes with the process. Where all are taken, one is shared.
+    """
+    count = torch.cuda.device_count()
+    chosen = os.getpid() % count
+    for number in range(count):
+        name = torch.cuda.get_device_properties(number).uuid  # numbers differ between processes
+        file = open(Path(tempfile.gettempdir()) / f"kt-gpu-{os.getuid()}-{name}.lock", "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        _held.append(file)
+        chosen = number
+        break
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+_held: list = []  # open lock files
 
 
 def delivery_threads(where: torch.device) -> int:

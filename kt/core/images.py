@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kt.core import blocks, encoded, table
+from kt.core.parts import WHOLE, Part
 from kt.core.step import DataError
 
 
@@ -120,7 +121,7 @@ def read_pack(path: Path) -> Pack:
         keys = [name.decode() for name in names.tolist()]
     else:
         found = layout(path)
-        for _ in _checked(path, found, 1):
+        for _ in _checked(path, found, 1, WHOLE):
             pass
         with table.read(path, "images", ARRAYS) as file:
             keys = table.strings(file, "keys")
@@ -134,12 +135,24 @@ def read_pack(path: Path) -> Pack:
     return Pack(images, keys, key_ids(keys), Path(path))
 
 
-def stream(path: Path, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads a packed split from its first to its last image; memory does not grow with it.
+def span(path: Path, batch: int, part: Part) -> tuple[int, int]:
+    """Gives first and last (exclusive) of the images that `stream` gives of a part."""
+    found = layout(path)
+    return part.span(found.shape[0], _height(found, batch))
+
+
+def _height(found: Layout, batch: int) -> int:
+    """Gives how many images are read at a time: whole blocks of a checksum."""
+    return -(-batch // found.rows) * found.rows
+
+
+def stream(path: Path, batch: int, part: Part = WHOLE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads a packed split, or a part, from the first to the last image; memory does not grow.
 
     Args:
         path: The pack.
         batch: Most images at a time.
+        part: Of its images; they come in the same batches as without parts.
 
     Yields:
         Keys (B,) as UTF-8 bytes, and images (B, 3, S, S) uint8.
@@ -149,35 +162,38 @@ def stream(path: Path, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """
     if _is_encoded(path):
         images, keys = _read_encoded(path)
-        for first in range(0, len(keys), batch):
-            yield keys[first : first + batch], images[first : first + batch]
+        start, end = part.span(len(keys), batch)
+        for first in range(start, end, batch):
+            last = min(first + batch, end)
+            yield keys[first:last], images[first:last]
         return
     found = layout(path)
     with table.read(path, "images", ARRAYS) as file:
         keys = file["keys"]
-        for first, images in _checked(path, found, batch):
+        for first, images in _checked(path, found, batch, part):
             names = keys[first : first + len(images)]
             parts = max(1, -(-len(images) // batch))
             yield from zip(np.array_split(names, parts), np.array_split(images, parts), strict=True)
 
 
-def _checked(path: Path, found: Layout, least: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Reads the images in blocks of `least` or more and compares their checksums.
+def _checked(path: Path, found: Layout, least: int, part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    """Reads the images of a part in blocks of `least` or more and compares their checksums.
 
     Plain reads: memory-mapped pages would count as the process's memory.
     """
-    several = -(-least // found.rows)  # blocks of a checksum
+    height = _height(found, least)
+    start, end = part.span(found.shape[0], height)
     with open(path, "rb") as file:
-        for first in range(0, found.shape[0], several * found.rows):
-            number = min(several * found.rows, found.shape[0] - first)
+        for first in range(start, end, height):
+            number = min(height, end - first)
             images = np.empty((number, *found.shape[1:]), np.uint8)
             blocks.read_at(file.fileno(), images, found.offset + first * images[0].nbytes)
-            for start in range(0, number, found.rows):
-                wanted = found.sums[(first + start) // found.rows]
-                if zlib.crc32(images[start : start + found.rows]) != wanted:
+            for low in range(0, number, found.rows):
+                wanted = found.sums[(first + low) // found.rows]
+                if zlib.crc32(images[low : low + found.rows]) != wanted:
                     raise DataError(
-                        f"{path} is damaged: among images {first + start} to "
-                        f"{first + min(start + found.rows, number) - 1} a byte is not what was "
+                        f"{path} is damaged: among images {first + low} to "
+                        f"{first + min(low + found.rows, number) - 1} a byte is not what was "
                         f"written; {table.REMOVE}"
                     )
             yield first, images

@@ -1,13 +1,23 @@
-"""Locks a folder for one process. Imports no torch."""
+"""Locks: a folder for one process, an artefact for one writer of all machines. Imports no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
+import logging
 import os
 import platform
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from kt.core.step import ResourceError, log
+from kt.core.ending import ResourceError
+
+log = logging.getLogger("kt")
+BEAT = 5.0  # seconds between two signs of life of a writer
+SILENT = 6  # beats that are missed when a writer on another machine has ended
 
 
 def claim(folder: Path):
@@ -33,6 +43,144 @@ def claim(folder: Path):
         log.warning("%s: this file system has no locks; start each step only once", folder)
         return file
     file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}")
+    file.write(_who().removeprefix("process "))
     file.flush()
     return file
+
+
+@contextlib.contextmanager
+def sole_writer(output: Path, work: list[str]) -> Iterator[bool]:
+    """Lets one process make an artefact at a time; others wait until it has ended.
+
+    A scheduler may start a job again while the first one still runs: after the workflow was killed
+    and started again, or after a node was lost that did not know it. The kernel's lock excludes all
+    processes of a machine, and of several where the file system's locks span them. Where they do
+    not, the owner shows signs of life, and is waited for as long as they come.
+
+    Args:
+        output: The file or folder that is made; the lock stands beside it, and goes at the end.
+        work: What is done, such as the options; compared with what another one did.
+
+    Yields:
+        Whether to do it; false if this process waited and the other one did exactly this.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, done = _wait(path, output, work)
+    except OSError:  # the step will say better what cannot be written
+        yield True
+        return
+    over = threading.Event()
+    try:
+        if not done:
+            threading.Thread(target=_beat, args=(file, over), daemon=True).start()
+        yield not done
+        if not done:  # for those who wait for this file, which is gone then
+            _write(file, {**_me(), "done": work})
+    finally:
+        over.set()
+        if not done:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        file.close()
+        with contextlib.suppress(OSError):  # not empty: something was made
+            for folder in missing:
+                folder.rmdir()
+
+
+def _wait(path: Path, output: Path, work: list[str]):
+    """Gives the lock file, open and ours, and whether the one that was waited for did the work."""
+    waited = False
+    file = open(path, "a+")
+    while True:
+        locked = _lock(file)
+        owner = _owner(file)
+        if locked is False or _lives(path, owner, bool(locked)):
+            if not waited:
+                who = owner.get("who", "another process")
+                log.info("%s: waiting for %s, who is at it already", output, who)
+            waited = True
+            time.sleep(BEAT / 20)
+            continue
+        if waited and owner.get("done") == work and output.exists():
+            return file, True
+        if _is(path, file):
+            _write(file, _me())
+            if owner and not locked:  # others may have waited for the same one
+                time.sleep(BEAT)
+            if locked or _owner(file) == _me():
+                return file, False
+        else:  # its owner took it away
+            file.close()
+            file = open(path, "a+")
+
+
+def _lock(file) -> bool | None:
+    """Takes the kernel's lock; false if another one has it, None where there is none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _lives(path: Path, owner: dict, locked: bool) -> bool:
+    """Says whether the owner that a file names lives, although its lock may be had.
+
+    On this machine it cannot. Of others signs count only when seen to change: clocks differ.
+    """
+    if not owner or "done" in owner or (locked and owner.get("host") == platform.node()):
+        return False
+    last = _stamp(path)
+    for _ in range(SILENT):
+        time.sleep(BEAT)
+        if _stamp(path) != last:
+            return True
+    return False
+
+
+def _stamp(path: Path) -> int:
+    with contextlib.suppress(OSError), open(path) as file:  # NFS looks anew when a file is opened
+        return os.fstat(file.fileno()).st_mtime_ns
+    return 0
+
+
+def _is(path: Path, file) -> bool:
+    """Says whether the open file still is the one that stands at the path."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return False
+
+
+def _owner(file) -> dict:
+    with contextlib.suppress(OSError, ValueError):
+        file.seek(0)
+        found = json.loads(file.read())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _write(file, content: dict) -> None:
+    with contextlib.suppress(OSError):  # a full disk; the kernel's lock holds
+        file.truncate(0)
+        file.write(json.dumps(content))
+        file.flush()
+
+
+def _beat(file, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        with contextlib.suppress(OSError, ValueError):
+            os.utime(file.fileno())
+
+
+def _me() -> dict:
+    return {"who": _who(), "host": platform.node()}
+
+
+def _who() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"process {os.getpid()} on {platform.node()}" + (f" (Slurm job {job})" if job else "")

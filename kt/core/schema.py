@@ -240,6 +240,9 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, description="first of the seeds")]
     seeds: Annotated[Count, Field(description="repetitions of target training and label draws")]
     effort: Annotated[float, Field(gt=0, description="multiplies every epoch count (at least 1)")]
+    shards: Annotated[
+        Count, Field(description="jobs for each ingest, extraction and pseudo-labelling")
+    ]
     few_images: Annotated[FewImages, Field(description="more epochs for small sets")]
     images: Annotated[str | None, Field(description="folder, zip or tar with your own pictures")]
     clusters: Annotated[

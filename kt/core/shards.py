@@ -22,6 +22,7 @@ from PIL import Image
 from kt.config import Dataset
 from kt.core import copies, decode, jpeg, spill, step, table
 from kt.core.listing import Listing, hash_of
+from kt.core.parts import WHOLE, Part
 from kt.core.step import DataError, log
 
 MOST = 2048  # pictures in a shard
@@ -66,13 +67,15 @@ class Shards:
         """Gives the place of a shard."""
         return self.folder / f"shard-{number:06d}.h5"
 
-    def decode(self, source, threads: int) -> None:
-        """Makes all shards that are not there."""
-        whole = [self._is_whole(number) for number in range(self.count)]
-        if any(whole):
-            log.info("going on: %d of %d shards are there", sum(whole), self.count)
-        rows = min(sum(whole) * self.height, len(self.chosen))
-        progress = step.Progress("ingest", len(self.chosen), "img", rows)
+    def decode(self, source, threads: int, part: Part = WHOLE) -> None:
+        """Makes all shards of a part that are not there."""
+        mine = range(part.number - 1, self.count, part.of)
+        left = {number for number in mine if not self._is_whole(number)}
+        if len(left) < len(mine):
+            log.info("going on: %d of %d shards are there", len(mine) - len(left), len(mine))
+        total, rows = (min(len(some) * self.height, len(self.chosen)) for some in (mine, left))
+        progress = step.Progress("ingest", total, "img", total - rows)
+        whole = [number not in left for number in range(self.count)]
         pending: list[tuple[int, Result]] = []
         with warnings.catch_warnings():
             # `kt.core.decode` has its own limit.

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kt
+from kt.core import lock
 
 # Some only to be at hand for every step.
 from kt.core.ending import (  # noqa: F401
@@ -46,6 +48,8 @@ from kt.core.files import (  # noqa: F401
 )
 
 log = logging.getLogger("kt")
+# Options that do not say what is made.
+HOW = ("log", "threads", "processes", "nodes", "delivery_threads")
 
 
 def main(doc, add_arguments, run) -> None:
@@ -60,24 +64,49 @@ def main(doc, add_arguments, run) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads to use (all by default)")
     arguments = parser.parse_args()
     _limit_threads(arguments.threads)
-    if getattr(arguments, "processes", 1) > 1 and "RANK" not in os.environ:
-        sys.exit(_launch(arguments.processes))
     gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
-    code = exit_code(_run, run, arguments)
+    code = exit_code(_work, run, arguments)
     if code and "KT_EXIT_CODES" in os.environ:
         Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
     sys.exit(code)
 
 
-def _launch(processes: int) -> int:
+def _work(run, arguments) -> None:
+    """Runs the step in one or several processes, unless another one is found to have done it."""
+    _start_log(arguments)
+    if "RANK" in os.environ:  # whoever launched this one is the writer
+        _run(run, arguments)
+        return
+    with lock.sole_writer(Path(arguments.output), _said(arguments)) as mine:
+        if not mine:
+            log.info("%s: made meanwhile by that process", arguments.output)
+        elif max(getattr(arguments, "processes", 1), getattr(arguments, "nodes", 1)) > 1:
+            if code := _launch(arguments):
+                sys.exit(code)
+        else:
+            _run(run, arguments)
+
+
+def _said(arguments) -> list[str]:
+    """Gives the program and the options that say what is made."""
+    made = {name: value for name, value in vars(arguments).items() if name not in HOW}
+    return [Path(sys.argv[0]).stem, json.dumps(made, default=plain, sort_keys=True)]
+
+
+def _launch(arguments) -> int:
     """Runs this command in several processes by torchrun; gives the exit code of the step.
 
     torchrun itself ends with 1 whatever happened, and ends all processes when one fails; so the
     lowest code is that of the one that failed first, the others were interrupted.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, "-m", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-    with tempfile.TemporaryDirectory() as folder:
+    program = [sys.executable, "-m", "torch.distributed.run"]
+    program += ["--nproc-per-node", str(arguments.processes)]
+    program += ["--standalone"] if arguments.nodes == 1 else _meeting(arguments.nodes)
+    if arguments.nodes > 1:  # a torchrun on each, by Slurm
+        program = [*_srun(arguments.nodes, arguments.threads), *program]
+    command = [*program, "-m", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    # Beside the output, since all nodes must see it.
+    with tempfile.TemporaryDirectory(prefix=".codes-", dir=arguments.output.parent) as folder:
         started = subprocess.Popen(command, env={**os.environ, "KT_EXIT_CODES": folder})
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, lambda *_: started.terminate())
@@ -86,8 +115,23 @@ def _launch(processes: int) -> int:
     return min(codes, default=code)
 
 
+def _srun(nodes: int, threads: int | None) -> list[str]:
+    """Gives the command that starts a program on each node of this Slurm job."""
+    if not shutil.which("srun") or "SLURM_JOB_ID" not in os.environ:
+        raise ConfigError(f"--nodes: {nodes} need a Slurm job, found none around this process")
+    spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    return ["srun", *spread, f"--cpus-per-task={threads or 1}", "--kill-on-bad-exit=1"]
+
+
+def _meeting(nodes: int) -> list[str]:
+    """Gives the options by which the torchruns of all nodes find each other: on this one."""
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    port = 20000 + int(job) % 20000  # others on this node have other jobs
+    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={platform.node()}:{port}"]
+    return [f"--nnodes={nodes}", f"--rdzv-id={job}", *where]
+
+
 def _run(run, arguments) -> None:
-    _start_log(arguments)
     try:
         run(arguments)
     except Exception as error:

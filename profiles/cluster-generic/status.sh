@@ -1,0 +1,8 @@
+#!/bin/sh
+# Says what became of a Slurm job. Another scheduler needs its own command here, and the same three
+# words. A job that the queue no longer knows counts as failed: it is sent again.
+case $(squeue --noheader --states=all --format=%T --jobs="$1" 2>/dev/null) in
+COMPLETED) echo success ;;
+PENDING | CONFIGURING | RUNNING | COMPLETING | SUSPENDED | REQUEUED | RESIZING | STOPPED) echo running ;;
+*) echo failed ;;
+esac

@@ -1,0 +1,205 @@
+"""A real Slurm on this host for the tests: a controller, two nodes, two GPUs in name on each.
+
+    with slurm.cluster(folder) as site:
+        subprocess.run(["sinfo"], env=site.environment)
+
+Needs Debian's slurmctld, slurmd, slurm-client and slurm-wlm-basic-plugins, and root, as slurmd
+does. Nothing listens beyond loopback; all of it ends with the block. There is no accounting
+database, as on many a small site: states come from the queue, which keeps ended jobs for an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue")
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
+QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+NODES = ("n1", "n2")
+
+CONFIG = """\
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser=root
+SlurmdUser=root
+SlurmdTimeout=10
+AuthType=auth/none
+CredType=cred/none
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+SchedulerType=sched/backfill
+SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,defer_batch
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdParameters=config_overrides
+ReturnToService=2
+MinJobAge=3600
+KillWait={kill_wait}
+InactiveLimit=0
+GresTypes=gpu
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0
+"""
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 "
+    "Gres=gpu:2 State=UNKNOWN"
+)
+
+
+def install() -> str:
+    """Installs what a cluster needs, if it may; gives what is missing then, or nothing."""
+    if _lacking() and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
+        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *PACKAGES]
+        subprocess.run(command, capture_output=True, env={**os.environ, **QUIET})
+    if os.geteuid():
+        return "slurmd needs root"
+    return f"programs {', '.join(_lacking())}" if _lacking() else ""
+
+
+def megabytes(text: str) -> float:
+    """Reads a size as Slurm prints it, such as 3000M or 2.50G."""
+    return float(text[:-1]) * {"M": 1, "G": 1024}[text[-1]]
+
+
+def _lacking() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+
+
+@dataclasses.dataclass
+class Site:
+    """A running cluster.
+
+    Attributes:
+        folder: Of its files and logs.
+        environment: For programs that talk to it.
+        daemons: The controller, `slurmctld`, and the nodes, by name.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen] = dataclasses.field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """Starts the controller or a node."""
+        command = ["slurmctld", "-D", "-c"] if name == "slurmctld" else ["slurmd", "-D", "-N", name]
+        with open(self.folder / f"{name}.out", "a") as out:
+            self.daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+
+    def call(self, *command: str) -> str:
+        """Gives what a program of Slurm's prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=30
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def jobs(self) -> list[dict[str, str]]:
+        """Gives every job of the last hour."""
+        form, keys = "%i|%j|%T|%N|%k|%r|%m", "id name state node comment reason memory".split()
+        lines = self.call("squeue", "--all", "--noheader", "--states=all", "-o", form)
+        return [dict(zip(keys, line.split("|"), strict=True)) for line in lines.splitlines()]
+
+    def wait(self, test, seconds: float = 60):
+        """Waits until `test()` gives something true; gives it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := test():
+                return found
+            time.sleep(0.2)
+        raise TimeoutError(f"after {seconds} s: {self.jobs()}\n{self.logs()}")
+
+    def logs(self) -> str:
+        """Gives the last lines of all daemons."""
+        return "".join(path.read_text()[-2000:] for path in self.folder.glob("slurm*.log"))
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
+    """Starts a cluster in an empty folder; ends it, and whatever still runs on it, at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state").mkdir()
+    host = socket.gethostname().split(".")[0]
+    ports = _free_ports(1 + len(NODES))
+    nodes = "\n".join(
+        NODE.format(name=name, host=host, port=port)
+        for name, port in zip(NODES, ports[1:], strict=True)
+    )
+    text = CONFIG.format(
+        host=host, controller=ports[0], folder=folder, nodes=nodes, kill_wait=kill_wait
+    )
+    (folder / "slurm.conf").write_text(text)
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[1-2]\n")
+    # Snakemake's plugin takes SLURM_CONF from srun's environment; this one brings it back.
+    (folder / "bin").mkdir()
+    srun = folder / "bin" / "srun"
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
+    srun.chmod(0o755)
+    path = os.pathsep.join([str(folder / "bin"), _path()])
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
+    site = Site(folder, environment)
+    try:
+        for name in ("slurmctld", *NODES):
+            site.start(name)
+        site.wait(lambda: _idle(site) == len(NODES))
+        yield site
+    finally:
+        _end(site)
+
+
+def _idle(site: Site) -> int:
+    with contextlib.suppress(RuntimeError):
+        return site.call("sinfo", "--noheader", "--Node", "-o", "%T").split().count("idle")
+    return 0
+
+
+def _end(site: Site) -> None:
+    with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+        site.call("scancel", "--user=root")
+        site.wait(lambda: {job["state"] for job in site.jobs()}.isdisjoint(
+            {"RUNNING", "PENDING", "COMPLETING"}), 20)  # fmt: skip
+    for daemon in reversed(site.daemons.values()):
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])

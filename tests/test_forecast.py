@@ -1,0 +1,98 @@
+"""`make plan`: jobs, what stands, cost by earlier runs, operations or a probe."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import drawing
+import pytest
+import running
+from running import ROOT, TINY
+
+from kt import forecast
+from kt.core.step import ConfigError
+
+TARGETS = [f"target_train/small-{taught}-s0" for taught in
+           ("deep/block2/k4", "hog/hog/k4", "untrained/block2/k4", "supervised")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Options of the tiny run on drawn pictures."""
+    place = drawing.write_folder(drawing.tree(), tmp_path_factory.mktemp("drawn") / "pictures")
+    files = ["--snakefile", ROOT / "Snakefile", "--cores", 2, "--configfile", TINY]
+    return [*map(str, files), "--config", f"images={place}"]
+
+
+@pytest.fixture(scope="module")
+def jobs(options, tmp_path_factory):
+    """All jobs of that run."""
+    return forecast.jobs(["--directory", str(tmp_path_factory.mktemp("run")), *options])
+
+
+def measured(folder, name: str, seconds: float, cpu: float) -> None:
+    path = folder / f"results/benchmarks/{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tcpu_time\n{seconds}\t0:0:0\t{cpu}\n")
+
+
+def test_a_job_costs_what_it_did_and_a_training_what_its_operations_do(jobs, tmp_path):
+    named = {job.name: job for job in jobs}
+    assert set(TARGETS) <= named.keys() and "report" in named
+    measured(tmp_path, TARGETS[0], 10.0, 20.0)
+    measured(tmp_path, "cluster/deep-block2-k4", 3.0, 4.0)
+    found = forecast.estimate(jobs, jobs, tmp_path)
+    assert found[TARGETS[0]] == (10.0, 20.0, "an earlier run")
+    # The same network and as many images and epochs: as long.
+    assert found[TARGETS[1]][:2] == pytest.approx((10.0, 20.0))
+    assert found[TARGETS[1]].by == "operations"
+    images = {"results/data/images": json.loads(named["ingest/images"].options["dataset"])}
+    done = {
+        name: forecast.operations(named[name], images, tmp_path)
+        for name in (TARGETS[0], "pretext_train/deep-s0", "pretext_train/longer-s0")
+    }
+    parts = done["pretext_train/deep-s0"] + done[TARGETS[0]]
+    assert done["pretext_train/longer-s0"] == pytest.approx(parts)
+    ratio = done["pretext_train/deep-s0"] / done[TARGETS[0]]
+    assert found["pretext_train/deep-s0"].seconds == pytest.approx(10.0 * ratio)
+    assert found["cluster/hog-hog-k4"] == (3.0, 4.0, "likeness")
+    assert found["pretext_train/untrained-s0"] is None and found["report"] is None
+
+
+def test_without_any_run_a_probe_tells_the_rate(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "PROBE", 0.05)
+    found = forecast.estimate(jobs, [job for job in jobs if job.name in TARGETS], tmp_path)
+    assert {cost.by for cost in found.values()} == {"probe"}
+    assert all(0 < cost.seconds < 600 for cost in found.values())
+
+
+def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="expected a plan at"):
+        forecast._spent(tmp_path)
+    path = tmp_path / forecast.KEPT
+    path.parent.mkdir(parents=True)
+    cost = {"seconds": 60.0, "cpu": 7200.0, "by": "likeness"}
+    path.write_text(json.dumps({TARGETS[0]: cost, TARGETS[1]: cost, "report": None}))
+    measured(tmp_path, TARGETS[0], 90.0, 3600.0)
+    forecast._spent(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == "target_train 2 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
+    assert lines[2].split()[:3] == ["report", "1", "0"]
+
+
+def test_times_are_said_in_the_unit_that_fits():
+    said = [forecast.lasting(seconds) for seconds in (0, 59, 90, 7200)]
+    assert said == ["0 s", "59 s", "1.5 min", "2.0 h"]
+
+
+def test_the_table_counts_jobs_and_bytes_and_wrong_options_are_told(options, tmp_path):
+    command = [sys.executable, "-m", "kt.forecast", "--directory", tmp_path]
+    done = running.run(*command, "results/data/images/report.json", *options)
+    assert done.returncode == 0, running.output(done)
+    assert re.search(r"^ingest +1 +0 +1 +0 s +0 s +nothing 1$", done.stdout, re.M)
+    assert "0.00 GB for packed" in done.stdout
+    assert json.loads((tmp_path / forecast.KEPT).read_text()) == {"ingest/images": None}
+    done = running.run(*command, *options, "clusters=none")
+    assert done.returncode == 2 and "clusters" in done.stderr

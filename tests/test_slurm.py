@@ -1,0 +1,266 @@
+"""The workflow on a real Slurm, two nodes on this host, and what happens to jobs there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import drawing
+import numpy as np
+import pytest
+import slurm
+from running import ROOT, SNAKEMAKE, TINY, environment, overlay
+from safetensors.numpy import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+MODEL = "results/teachers/deep/s0/model.safetensors"
+# So that a test need not wait for what a cluster with many jobs spares its controller.
+QUICK = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3"]
+QUICK += ["--slurm-no-account", "--latency-wait", "20", "--set-threads", "pretext_train=1"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    if missing := slurm.install():
+        pytest.skip(f"NO SLURM ON THIS HOST, nothing of it was tested: {missing}")
+    # Short: the path of a socket has at most 107 bytes.
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"kt-slurm-{os.getpid()}"
+    with slurm.cluster(folder) as found:
+        yield found
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    tree = drawing.tree(40, 20, 20, draw=drawing.pattern)
+    return drawing.write_folder(tree, tmp_path_factory.mktemp("drawn") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def ready(site, pictures, tmp_path_factory):
+    """A folder whose images are packed, and the model trained there without any disturbance."""
+    folder = tmp_path_factory.mktemp("ready")
+    begin(site, folder, pictures, "results/data/images/report.json").done()
+    calm = copied(folder, tmp_path_factory.mktemp("calm") / "run")
+    begin(site, calm, pictures, MODEL, files=[slowly(calm, 30, 0.05)]).done()
+    return folder, load_file(calm / MODEL)
+
+
+class Driver:
+    """A workflow that runs on the site."""
+
+    def __init__(self, site, command: list[str], env: dict[str, str], log: Path):
+        self.site, self.log = site, log
+        with open(log, "a") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def end(self, seconds: float = 400) -> int:
+        """Waits for the end; gives the exit code."""
+        return self.process.wait(seconds)
+
+    def jobs(self) -> list[dict[str, str]]:
+        """Gives its jobs, which have the run's id as name, in the order of their ids."""
+        (run,) = re.findall(r"^SLURM run ID: (\S+)", self.log.read_text(), re.M)[-1:] or [None]
+        return sorted((j for j in self.site.jobs() if j["name"] == run), key=lambda j: int(j["id"]))
+
+    def done(self) -> str:
+        """Waits for the end, which must be good; gives all that was printed."""
+        code, text = self.end(), self.log.read_text()
+        assert code == 0, text[-5000:]
+        return text
+
+
+def begin(site, folder: Path, pictures, *wanted, files=(), profile="slurm", options=QUICK):
+    """Starts the workflow with a profile of the project, for some files or everything."""
+    user = environment(ROOT)
+    path = os.pathsep.join([site.environment["PATH"], user["PATH"]])
+    python = str(Path(SNAKEMAKE[0]).parent)
+    more = {"PATH": python + os.pathsep + path, "SLURM_CONF": site.environment["SLURM_CONF"]}
+    more["KT_SAVE_SECONDS"] = "0.5"
+    command = [*SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--directory", folder, *wanted]
+    command += ["--workflow-profile", ROOT / "profiles" / profile, *options]
+    command += ["--configfile", TINY, *files, "--config", f"images={pictures}"]
+    folder.mkdir(exist_ok=True)
+    (folder / "printed.log").unlink(missing_ok=True)
+    return Driver(site, list(map(str, command)), {**user, **more}, folder / "printed.log")
+
+
+def slowly(folder: Path, epochs: int, seconds: float) -> Path:
+    """Gives an overlay under which the teacher `deep` takes its time."""
+    network = {"name": "file", "path": str(ROOT / "tests" / "slow_network.py"), "function": "slow"}
+    network |= {"options": {"seconds": seconds}, "digest": None}
+    training = {"epochs": epochs, "batch": 32}
+    deep = {"backbone": network, "training": training, "layers": ["one"]}
+    return overlay(folder / "slow.yaml", {"teachers": {"deep": deep}})
+
+
+def copied(source: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-a", source, target], check=True)
+    return target
+
+
+def said(folder: Path) -> str:
+    return (folder / "results/logs/pretext_train/deep-s0.log").read_text()
+
+
+def under_way(driver: Driver, folder: Path) -> dict[str, str]:
+    """Waits until the training has left a state; gives its job."""
+    states = folder / "results/state"
+    driver.site.wait(lambda: [*states.glob("deep-s0-*/**/*.state")])
+    (job,) = driver.jobs()
+    assert job["state"] == "RUNNING" and "pretext_train" in job["comment"]
+    return job
+
+
+def went_on(folder: Path) -> list[int]:
+    """Gives the steps at which the training went on."""
+    return list(map(int, re.findall(r"goes on at step (\d+) of", said(folder))))
+
+
+def same(folder: Path, expected) -> bool:
+    """Says whether the weights are those of the training without any disturbance."""
+    found = load_file(folder / MODEL)
+    return found.keys() == expected.keys() and all(
+        np.array_equal(found[name], expected[name]) for name in expected
+    )
+
+
+@pytest.fixture
+def running(site, ready, pictures, tmp_path):
+    """A training under way: its folder, driver, job, and how to start the driver again."""
+    folder = copied(ready[0], tmp_path / "run")
+    files = [slowly(folder, 30, 0.25)]  # 30 x 3 steps: 22 s
+
+    def start():
+        return begin(site, folder, pictures, MODEL, files=files)
+
+    driver = start()
+    return folder, driver, under_way(driver, folder), start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(site, ready, pictures, tmp_path_factory):
+    """A training that needs more time than its job has: a minute, Slurm's least; runs beside."""
+    folder = copied(ready[0], tmp_path_factory.mktemp("limited") / "run")
+    files = [slowly(folder, 30, 1.1)]
+    options = [*QUICK, "--set-resources", "pretext_train:runtime=1"]
+    return folder, begin(site, folder, pictures, MODEL, files=files, options=options)
+
+
+# ---------------------------------------------------------------------------- the whole chain
+
+
+def test_the_whole_chain_runs_on_the_cluster_and_then_has_nothing_to_do(site, pictures, tmp_path):
+    driver = begin(site, tmp_path / "run", pictures)
+    number = int(re.search(r"^total +(\d+)", driver.done(), re.M)[1]) - 1  # `all` is no job
+    assert [job["state"] for job in driver.jobs()] == ["COMPLETED"] * number
+    assert {job["node"] for job in driver.jobs()} == set(slurm.NODES)
+    assert (tmp_path / "run/results/report/index.html").exists()
+    assert "Nothing to be done" in begin(site, tmp_path / "run", pictures).done()
+
+
+def test_any_scheduler_will_do_that_has_three_commands(site, pictures, tmp_path):
+    wanted = "results/data/images/report.json"
+    before = {job["id"] for job in site.jobs()}
+    begin(site, tmp_path / "run", pictures, wanted, profile="cluster-generic", options=[]).done()
+    (job,) = [job for job in site.jobs() if job["id"] not in before and job["name"] == "ingest"]
+    assert job["state"] == "COMPLETED"
+
+
+# ---------------------------------------------------------------------------- what befalls jobs
+
+
+def test_a_cancelled_job_is_sent_again_with_more_memory_and_goes_on(site, running, ready):
+    folder, driver, job, _ = running
+    site.call("scancel", job["id"])
+    driver.done()
+    first, second = driver.jobs()
+    assert (first["state"], second["state"]) == ("CANCELLED", "COMPLETED")
+    assert slurm.megabytes(second["memory"]) > slurm.megabytes(first["memory"])
+    assert min(went_on(folder)) > 0 and same(folder, ready[1])
+
+
+def test_after_ctrl_c_the_same_command_goes_on(site, running, ready):
+    folder, driver, job, start = running
+    os.killpg(driver.process.pid, signal.SIGINT)
+    assert driver.end() != 0
+    assert driver.jobs()[0]["state"] == "CANCELLED"
+    start().done()
+    assert min(went_on(folder)) > 0 and same(folder, ready[1])
+
+
+def test_a_job_that_outlived_its_driver_is_waited_for_not_done_twice(site, running, ready):
+    folder, driver, job, start = running
+    os.killpg(driver.process.pid, signal.SIGKILL)
+    driver.end()
+    again = start()
+    again.done()
+    assert [one["state"] for one in site.jobs() if one["id"] == job["id"]] == ["COMPLETED"]
+    assert re.search(rf"waiting for process \d+ on .* \(Slurm job {job['id']}\)", said(folder))
+    assert "made meanwhile" in said(folder) and not went_on(folder)
+    assert same(folder, ready[1])
+
+
+def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(site, running, ready):
+    folder, driver, job, _ = running
+    site.daemons[job["node"]].kill()  # its jobs live on, as on a node that only lost its network
+    site.daemons[job["node"]].wait()
+    driver.done()
+    site.start(job["node"])
+    (last,) = driver.jobs()[-1:]
+    assert last["state"] == "COMPLETED" and last["node"] != job["node"]
+    assert "waiting for process" in said(folder) and same(folder, ready[1])
+
+
+def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
+    folder, driver = limited
+    driver.done()
+    states = [job["state"] for job in driver.jobs()]
+    assert states[0] == "TIMEOUT" and states[-1] == "COMPLETED"
+    assert min(went_on(folder)) > 0 and same(folder, ready[1])
+
+
+def test_two_nodes_share_a_training_and_give_what_one_process_gives(
+    site, ready, pictures, tmp_path
+):
+    folder = copied(ready[0], tmp_path / "run")
+    spread = ["nodes=2", "tasks=2", "mpi=srun"]
+    options = [*QUICK, "--set-resources", *(f"pretext_train:{one}" for one in spread)]
+    files = [slowly(folder, 30, 0.05)]
+    driver = begin(site, folder, pictures, MODEL, files=files, options=options)
+    driver.done()
+    assert driver.jobs()[-1]["node"] == "n[1-2]"
+    assert "2 processes" in said(folder)
+    found = load_file(folder / MODEL)
+    for name, expected in ready[1].items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- what Slurm refuses
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--default-resources", "slurm_partition=nowhere"],
+            "invalid partition specified",
+        ),
+        (
+            ["--set-resources", "ingest:mem_mb=99000000"],
+            "Memory specification can not",
+        ),
+    ],
+    ids=["partition", "memory"],
+)
+def test_what_slurm_refuses_is_told(site, pictures, tmp_path, options, message):
+    wanted = "results/data/images/report.json"
+    options = [*QUICK, "--retries", "0", *options]
+    driver = begin(site, tmp_path / "run", pictures, wanted, options=options)
+    assert driver.end() != 0 and message in driver.log.read_text()
