@@ -184,6 +184,9 @@ def _end(site: Site) -> None:
         site.call("scancel", "--user=root")
         site.wait(lambda: {job["state"] for job in site.jobs()}.isdisjoint(
             {"RUNNING", "PENDING", "COMPLETING"}), 20)  # fmt: skip
+    for step in _steps(site.folder):  # what a killed slurmd left behind knows no cancelling
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(step, signal.SIGKILL)
     for daemon in reversed(site.daemons.values()):
         daemon.send_signal(signal.SIGTERM)
         try:
@@ -191,6 +194,18 @@ def _end(site: Site) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+
+
+def _steps(folder: Path) -> list[int]:
+    """Lists the slurmstepds of this cluster: those that have its log open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text().startswith("slurmstepd"):
+                opened = [os.readlink(one) for one in (process / "fd").iterdir()]
+                if any(name.startswith(str(folder)) for name in opened):
+                    found.append(int(process.name))
+    return found
 
 
 def _free_ports(number: int) -> list[int]:

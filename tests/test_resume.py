@@ -282,6 +282,7 @@ def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path, proces
         "--task", json.dumps(crafted.JIGSAW), "--training", json.dumps(crafted.TRAINING),
         "--seed", "0", "--state", tmp_path / "state", "--output", tmp_path / "model",
         "--epochs", "2000", "--processes", str(processes), "--threads", "1",
+        "--log", tmp_path / "log",
     ]  # fmt: skip
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert any('"epoch"' in line for line in iter(started.stderr.readline, ""))

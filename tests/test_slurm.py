@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import drawing
 import numpy as np
@@ -30,7 +31,13 @@ def site(tmp_path_factory):
     # Short: the path of a socket has at most 107 bytes.
     folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"kt-slurm-{os.getpid()}"
     with slurm.cluster(folder) as found:
-        yield found
+        try:
+            yield found
+        finally:
+            for process in Driver.started:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
     shutil.rmtree(folder)
 
 
@@ -51,7 +58,9 @@ def ready(site, pictures, tmp_path_factory):
 
 
 class Driver:
-    """A workflow that runs on the site."""
+    """A workflow that runs on the site; none outlives the tests."""
+
+    started: ClassVar[list[subprocess.Popen]] = []
 
     def __init__(self, site, command: list[str], env: dict[str, str], log: Path):
         self.site, self.log = site, log
@@ -59,6 +68,7 @@ class Driver:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=file, stderr=file, start_new_session=True
             )
+        self.started.append(self.process)
 
     def end(self, seconds: float = 400) -> int:
         """Waits for the end; gives the exit code."""
@@ -132,10 +142,13 @@ def same(folder: Path, expected) -> bool:
 
 
 @pytest.fixture
-def running(site, ready, pictures, tmp_path):
-    """A training under way: its folder, driver, job, and how to start the driver again."""
+def running(site, ready, pictures, tmp_path, request):
+    """A training under way: its folder, driver, job, and how to start the driver again.
+
+    It has 30 x 3 steps, of a quarter of a second where a test does not say otherwise.
+    """
     folder = copied(ready[0], tmp_path / "run")
-    files = [slowly(folder, 30, 0.25)]  # 30 x 3 steps: 22 s
+    files = [slowly(folder, 30, getattr(request, "param", 0.25))]
 
     def start():
         return begin(site, folder, pictures, MODEL, files=files)
@@ -207,6 +220,8 @@ def test_a_job_that_outlived_its_driver_is_waited_for_not_done_twice(site, runni
     assert same(folder, ready[1])
 
 
+# Long enough for Slurm to find out.
+@pytest.mark.parametrize("running", [0.7], indirect=True)
 def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(site, running, ready):
     folder, driver, job, _ = running
     site.daemons[job["node"]].kill()  # its jobs live on, as on a node that only lost its network
@@ -230,7 +245,7 @@ def test_two_nodes_share_a_training_and_give_what_one_process_gives(
     site, ready, pictures, tmp_path
 ):
     folder = copied(ready[0], tmp_path / "run")
-    spread = ["nodes=2", "tasks=2", "mpi=srun"]
+    spread = ["nodes=2", "tasks=2", "tasks_per_gpu=0", "mpi='srun'", "gres='gpu:1'"]
     options = [*QUICK, "--set-resources", *(f"pretext_train:{one}" for one in spread)]
     files = [slowly(folder, 30, 0.05)]
     driver = begin(site, folder, pictures, MODEL, files=files, options=options)

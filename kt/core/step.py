@@ -104,7 +104,8 @@ def _launch(arguments) -> int:
     program += ["--standalone"] if arguments.nodes == 1 else _meeting(arguments.nodes)
     if arguments.nodes > 1:  # a torchrun on each, by Slurm
         program = [*_srun(arguments.nodes, arguments.threads), *program]
-    command = [*program, "-m", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    # The dashes: torchrun would take our --log for a short form of its own options.
+    command = [*program, "-m", "--", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
     # Beside the output, since all nodes must see it.
     with tempfile.TemporaryDirectory(prefix=".codes-", dir=arguments.output.parent) as folder:
         started = subprocess.Popen(command, env={**os.environ, "KT_EXIT_CODES": folder})
