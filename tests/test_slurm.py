@@ -70,7 +70,7 @@ class Driver:
             )
         self.started.append(self.process)
 
-    def end(self, seconds: float = 400) -> int:
+    def end(self, seconds: float = 700) -> int:
         """Waits for the end; gives the exit code."""
         return self.process.wait(seconds)
 
