@@ -93,7 +93,8 @@ def sole_writer(output: Path, work: list[str]) -> Iterator[bool]:
 def _wait(path: Path, output: Path, work: list[str]):
     """Gives the lock file, open and ours, and whether the one that was waited for did the work."""
     waited = False
-    file = open(path, "a+")
+    # Without a buffer: what a full disk did not take would be tried again when the file is closed.
+    file = open(path, "a+b", buffering=0)
     while True:
         locked = _lock(file)
         owner = _owner(file)
@@ -114,7 +115,7 @@ def _wait(path: Path, output: Path, work: list[str]):
                 return file, False
         else:  # its owner took it away
             file.close()
-            file = open(path, "a+")
+            file = open(path, "a+b", buffering=0)
 
 
 def _lock(file) -> bool | None:
@@ -167,8 +168,7 @@ def _owner(file) -> dict:
 def _write(file, content: dict) -> None:
     with contextlib.suppress(OSError):  # a full disk; the kernel's lock holds
         file.truncate(0)
-        file.write(json.dumps(content))
-        file.flush()
+        file.write(json.dumps(content).encode())
 
 
 def _beat(file, over: threading.Event) -> None:
