@@ -179,7 +179,7 @@ def pretext_params(wildcards):
 
 def given_features(wildcards):
     """Gives the teacher whose features were made elsewhere, or None."""
-    teacher = SETTINGS.teachers.get(getattr(wildcards, "teacher", None))
+    teacher = SETTINGS.teachers.get(wildcards.teacher)
     return teacher if teacher and teacher.features else None
 
 
@@ -205,6 +205,16 @@ def choice_options(wildcards):
     """Gives the options that hand that file over."""
     found = choice_of(wildcards)
     return ["--choice", found] if found else []
+
+
+def parts_of_features(wildcards):
+    """Gives the parts that features are put together from; given ones are copied by one job."""
+    if given_features(wildcards):
+        return []
+    place = "features/{teacher}/{layer}/{dataset}-{split}"
+    return parts_of(
+        wildcards, f"results/parts/{place}/{{part}}-of-{{parts}}.h5", f"results/{place}.h5"
+    )
 
 
 def features_input(wildcards):

@@ -1,7 +1,11 @@
 rule ingest:
     """Packs the images of a data set: oriented, RGB, resized, cropped; labels apart."""
     input:
-        parts=parts_of("results/parts/ingest/{dataset}", "results/data/{dataset}/report.json"),
+        parts=lambda w: parts_of(
+            w,
+            "results/parts/ingest/{dataset}/{part}-of-{parts}.txt",
+            "results/data/{dataset}/report.json",
+        ),
     output:
         packs=expand(
             "results/data/{{dataset}}/{split}.h5", split=["train-unlabelled", "train", "test"]
@@ -42,7 +46,7 @@ rule ingest:
 rule ingest_part:
     """Decodes a part of a data set's images, where `shards` says that several jobs do."""
     output:
-        temp("results/parts/ingest/{dataset}/{part}-of-{parts}.h5"),
+        temp("results/parts/ingest/{dataset}/{part}-of-{parts}.txt"),
     log:
         "results/logs/ingest_part/{dataset}-{part}-of-{parts}.log",
     benchmark:

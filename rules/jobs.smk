@@ -34,25 +34,20 @@ def minutes(base):
     return lambda wildcards, attempt: attempt * base
 
 
-def parts_of(place, whole):
-    """Gives a function that lists the parts that a file is put together from, or none.
+def parts_of(wildcards, part, whole):
+    """Lists the parts that a file is put together from, or none.
 
     What stands keeps the number it was made in, since the result is the same: another number in the
     configuration makes nothing again.
 
     Args:
-        place: Of the parts' folder, with wildcards.
-        whole: Of the file, with wildcards.
+        wildcards: Of the job.
+        part: Path of a part, with wildcards, `part` and `parts` among them.
+        whole: Path of the file, with wildcards.
     """
-
-    def found(wildcards):
-        if given_features(wildcards) and "/features/" in place:
-            return []  # copied by one
-        number = number_of_parts(whole.format(**wildcards))
-        folder = place.format(**wildcards)
-        return [f"{folder}/{one}-of-{number}.h5" for one in range(1, number + 1) if number > 1]
-
-    return found
+    number = number_of_parts(whole.format(**wildcards))
+    every = range(1, number + 1) if number > 1 else []
+    return [part.format(**wildcards, part=one, parts=number) for one in every]
 
 
 def number_of_parts(path):

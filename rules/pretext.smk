@@ -111,10 +111,7 @@ rule features:
         unpack(features_input),
         choice=choice_of,
         pack="results/data/{dataset}/{split}.h5",
-        parts=parts_of(
-            "results/parts/features/{teacher}/{layer}/{dataset}-{split}",
-            "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
-        ),
+        parts=parts_of_features,
     output:
         "results/features/{teacher}/{layer}/{dataset}-{split}.h5",
     log:

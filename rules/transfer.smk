@@ -45,8 +45,9 @@ rule pseudo_labels:
     input:
         features="results/features/{teacher}/{layer}/{dataset}-{split}.h5",
         clusters=f"results/clusters/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}.h5",
-        parts=parts_of(
-            f"results/parts/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}",
+        parts=lambda w: parts_of(
+            w,
+            f"results/parts/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}/{{part}}-of-{{parts}}.h5",
             f"results/pseudo_labels/{{teacher}}/{{layer}}/{SETTINGS.use.cluster}/k{{k}}/{{dataset}}-{{split}}.h5",
         ),
     output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def in_parts(name: str, made: Path, folder: Path, number: int) -> list[Path]:
 def test_parts_follow_each_other_are_whole_blocks_and_about_as_large(rows, of):
     spans = [Part(number, of).span(rows, 445) for number in range(1, of + 1)]
     assert spans[0][0] == 0 and spans[-1][1] == rows
-    assert all(one[1] == other[0] for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(spans))
     assert all(last % 445 == 0 or last == rows for _, last in spans)
     blocks = [-(-(last - first) // 445) for first, last in spans]
     assert max(blocks) - min(blocks) <= 1

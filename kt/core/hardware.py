@@ -49,15 +49,13 @@ def _claimed() -> int:
     chosen = os.getpid() % count
     for number in range(count):
         name = torch.cuda.get_device_properties(number).uuid  # numbers differ between processes
-        file = open(Path(tempfile.gettempdir()) / f"kt-gpu-{os.getuid()}-{name}.lock", "a")
-        try:
+        place = Path(tempfile.gettempdir()) / f"kt-gpu-{os.getuid()}-{name}.lock"
+        with contextlib.suppress(OSError):
+            file = open(place, "a")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            continue
-        _held.append(file)
-        chosen = number
-        break
+            _held.append(file)
+            chosen = number
+            break
     torch.cuda.set_device(chosen)
     return chosen
 

@@ -106,8 +106,8 @@ def _launch(arguments) -> int:
         program = [*_srun(arguments.nodes, arguments.threads), *program]
     # The dashes: torchrun would take our --log for a short form of its own options.
     command = [*program, "-m", "--", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-    # Beside the output, since all nodes must see it.
-    with tempfile.TemporaryDirectory(prefix=".codes-", dir=arguments.output.parent) as folder:
+    shared = arguments.output.parent if arguments.nodes > 1 else None  # all nodes must see it
+    with tempfile.TemporaryDirectory(prefix=".codes-", dir=shared) as folder:
         started = subprocess.Popen(command, env={**os.environ, "KT_EXIT_CODES": folder})
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, lambda *_: started.terminate())
