@@ -76,7 +76,7 @@ def take(arguments: argparse.Namespace) -> None:
     """Copies the given features of the pack's images into the table."""
     import numpy as np
 
-    from kt.core import given, table
+    from kt.core import blocks, given, table
 
     features, keys, rows = given.read(arguments.given, arguments.keys, arguments.pack)
     number, dimensions = len(rows), features.shape[1]
@@ -90,7 +90,7 @@ def take(arguments: argparse.Namespace) -> None:
             part = slice(first, first + BATCH)
             with np.errstate(over="ignore"):  # what is too large is found to be so
                 block = features[rows[part]].astype(np.float32)
-            check_finite(block, keys[part], str(arguments.given))
+            blocks.check_finite(block, keys[part], str(arguments.given))
             names.append(keys[part])
             column.append(block)
     left = len(features) - number
@@ -105,7 +105,7 @@ def compute(arguments: argparse.Namespace) -> None:
         import numpy as np
         import torch
 
-        from kt.core import hardware, images, model, table
+        from kt.core import blocks, hardware, images, model, table
         from kt.core.backbone import fold_norms
 
     pack = images.layout(arguments.pack)
@@ -128,7 +128,7 @@ def compute(arguments: argparse.Namespace) -> None:
         features = table.Column(file, "features", (number, dimensions), np.float32)
 
         def write(names: np.ndarray, block: np.ndarray) -> None:
-            check_finite(block, names, f"layer {arguments.layer}")
+            blocks.check_finite(block, names, f"layer {arguments.layer}")
             keys.append(names)
             features.append(block)
 
@@ -172,29 +172,6 @@ def _aside(write, found: Iterator[tuple]) -> Iterator[int]:
             yield len(keys)
         for written in waiting:
             written.result()
-
-
-def check_finite(features: np.ndarray, keys, where: str, first: int = 0) -> None:
-    """Refuses NaN and Inf.
-
-    Args:
-        features: (n, D) float32.
-        keys: Names; that of the first row is `keys[first]`.
-        where: For the message.
-        first: See `keys`.
-
-    Raises:
-        DataError: Names the images.
-    """
-    import numpy as np
-
-    bad = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(bad):
-        names = (keys[first + int(row)] for row in bad[:5])
-        shown = ", ".join(repr(name.decode("utf-8", "replace")) for name in names)
-        raise DataError(
-            f"{where}: features of {len(bad)} images are not finite, among them {shown}"
-        )
 
 
 # ---------------------------------------------------------------------------- reading

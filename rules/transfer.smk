@@ -16,6 +16,8 @@ rule cluster:
     resources:
         mem_mb=memory(1000 + SETTINGS.clustering.memory_mb),
         runtime=minutes(240),
+        processes=1,  # they share the rows: --set-resources cluster:processes=4
+        nodes=1,  # more of them: docs/howto.md
         # A k that a kind of transfer made of that in the config, such as four times it, may be above
         # the number of images. No parameter: a k that gets into the config later is not made again.
         lower=lambda w: int(w.k not in map(str, SETTINGS.clusters)),
@@ -35,6 +37,8 @@ rule cluster:
         " --lower {resources.lower}"
         " --settings {params.settings:q}"
         " --seed {params.seed}"
+        " --processes {resources.processes}"
+        " --nodes {resources.nodes}"
         " --output {output:q}"
         " --threads {threads}"
         " --log {log:q}"

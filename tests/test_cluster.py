@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt import cluster, features
-from kt.core import table
+from kt.core import table, transform
+from kt.core.spread import Spread
 from kt.core.step import ConfigError, DataError, ResourceError
 
 
@@ -317,7 +318,7 @@ def test_a_scratch_file_that_does_not_fit_is_refused_before_it_is_written(tmp_pa
 
 def test_moments_are_right_far_from_zero():
     rows = gaussians(9000, 5) + np.float32(3000)
-    number, mean, scatter = cluster._moments(rows, True, None, "rows")
+    number, mean, scatter = transform._moments(Spread(rows), True, None, "rows")
     wide = rows.astype(np.float64)
     assert number == 9000 and np.allclose(mean, wide.mean(0), rtol=1e-12)
     assert np.allclose(scatter / 8999, np.cov(wide.T), rtol=1e-9)

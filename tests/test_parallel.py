@@ -17,7 +17,8 @@ from kt.core import parallel, training
 from kt.core.step import ConfigError
 
 HERE = Path(__file__).parent
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TWO = (*LAUNCH, "2")
 
 
 def start(folder, kind, *faults, launcher=()):
@@ -56,12 +57,14 @@ def assert_alike(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretext", "labels"])
-def test_two_processes_make_the_same_steps_as_one(tmp_path, kind):
-    expected = alone(tmp_path / "one", kind)
-    done = start(tmp_path / "two", kind, launcher=TWO)
-    assert done.returncode == 0, done.stderr
-    assert rows(tmp_path / "two", 0, 1) == rows(tmp_path / "one", 0)
-    assert_alike(outcome(tmp_path / "two"), expected)
+def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path, kind):
+    expected = alone(tmp_path / "1", kind)
+    for number in (2, 4):
+        folder = tmp_path / str(number)
+        done = start(folder, kind, launcher=(*LAUNCH, number))
+        assert done.returncode == 0, done.stderr
+        assert rows(folder, *range(number)) == rows(tmp_path / "1", 0)
+        assert_alike(outcome(folder), expected)
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,8 +19,12 @@ import slurm
 from running import ROOT, SNAKEMAKE, TINY, environment, overlay
 from safetensors.numpy import load_file
 
+from kt.cluster import read_clusters
+from kt.core import table
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MODEL = "results/teachers/deep/s0/model.safetensors"
+CLUSTERS = "results/clusters/deep/one/images/k4.h5"
 # So that a test need not wait for what a cluster with many jobs spares its controller.
 QUICK = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3"]
 QUICK += ["--slurm-no-account", "--latency-wait", "20", "--set-threads", "pretext_train=1"]
@@ -242,20 +248,37 @@ def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
     assert min(went_on(folder)) > 0 and same(folder, ready[1])
 
 
-def test_two_nodes_share_a_training_and_give_what_one_process_gives(
+def test_two_nodes_share_training_and_clustering_and_give_what_one_process_gives(
     site, ready, pictures, tmp_path
 ):
     folder = copied(ready[0], tmp_path / "run")
-    spread = ["nodes=2", "tasks=2", "tasks_per_gpu=0", "mpi='srun'", "gres='gpu:1'"]
-    options = [*QUICK, "--set-resources", *(f"pretext_train:{one}" for one in spread)]
+    asked = ["nodes=2", "tasks=2", "tasks_per_gpu=0", "mpi='srun'", "gres='gpu:1'"]
+    spread = [f"{rule}:{one}" for rule in ("pretext_train", "cluster") for one in asked]
+    options = [*QUICK, "--set-resources", *spread]
     files = [slowly(folder, 30, 0.05)]
-    driver = begin(site, folder, pictures, MODEL, files=files, options=options)
+    driver = begin(site, folder, pictures, CLUSTERS, files=files, options=options)
     driver.done()
-    assert driver.jobs()[-1]["node"] == "n[1-2]"
-    assert "2 processes" in said(folder)
+    nodes = [job["node"] for job in driver.jobs()]
+    assert nodes.count("n[1-2]") == 2 and "2 processes" in said(folder)
     found = load_file(folder / MODEL)
     for name, expected in ready[1].items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    one, two = alone(folder / CLUSTERS, tmp_path / "one.h5"), read_clusters(folder / CLUSTERS)
+    np.testing.assert_allclose(two[0], one[0], rtol=1e-4, atol=1e-5)
+    assert two[1].tolist() == one[1].tolist()
+
+
+def alone(clusters: Path, output: Path):
+    """Clusters the same features in one process; gives centroids, sizes and the transform."""
+    with table.opened(clusters) as file:
+        made = json.loads(table.text(file, "config"))
+    k, seed = made.pop("k"), made.pop("seed")
+    made.pop("rows")
+    (features,) = clusters.parents[5].glob("results/features/deep/one/*-train-unlabelled.h5")
+    command = [sys.executable, "-m", "kt.cluster", "--features", features, "--output", output]
+    command += ["--k", k, "--seed", seed, "--settings", json.dumps(made)]
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+    return read_clusters(output)
 
 
 # ---------------------------------------------------------------------------- what Slurm refuses

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 
+from kt.core.ending import DataError
+
 MOST_ROWS = 4096  # of a block; more fall out of the processor's cache
 MOST_BYTES = 16 << 20
 
@@ -106,6 +108,27 @@ def take(rows, picked: np.ndarray) -> np.ndarray:
             part = rows[first:last]
             np.take(part, picked[low:high] - first, 0, out=found[low:high], mode="clip")
     return found
+
+
+def check_finite(features: np.ndarray, keys, where: str, first: int = 0) -> None:
+    """Refuses NaN and Inf.
+
+    Args:
+        features: (n, D) float32.
+        keys: Names; that of the first row is `keys[first]`.
+        where: For the message.
+        first: See `keys`.
+
+    Raises:
+        DataError: Names the images.
+    """
+    bad = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(bad):
+        names = (keys[first + int(row)] for row in bad[:5])
+        shown = ", ".join(repr(name.decode("utf-8", "replace")) for name in names)
+        raise DataError(
+            f"{where}: features of {len(bad)} images are not finite, among them {shown}"
+        )
 
 
 def each(function: Callable, rows) -> Iterator:

@@ -1,7 +1,8 @@
 """k-means by Lloyd's iterations and the nearest centroid, both exact and block by block.
 
 Memory does not grow with the number of rows, and the result depends neither on where the rows stand
-(an array or a file) nor on the number of threads. One iteration is one matrix product a block.
+(an array or a file) nor on the number of threads; on that of the processes by rounding alone. One
+iteration is one matrix product a block.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kt.core import blocks
+from kt.core.spread import Spread, spread
 
 RESTART = 15486557  # between the seeds of two restarts, as faiss has it
 SPLIT = 1 / 1024  # how far the halves of a split cluster are set apart, as in faiss
@@ -25,7 +27,8 @@ def kmeans(
     """Runs Lloyd's iterations on all rows, from the rows that faiss would start with.
 
     Args:
-        rows: (N, E) float32, see `kt.core.blocks`.
+        rows: (N, E) float32, see `kt.core.blocks`, or a `Spread` of them over processes, all of
+            which call this.
         k: Number of centroids, at most N.
         iterations: How many at most; it ends where nothing changes any more.
         redo: Restarts; the best objective wins.
@@ -37,6 +40,7 @@ def kmeans(
         (k, E) float32 centroids and the objective before each update of the best run, float64: the
         sum of squared distances, or of inner products if spherical.
     """
+    rows = spread(rows)
     if start is not None:
         return _run(rows, start, iterations, spherical)
     seeds = [(seed + number * RESTART) % 2**31 for number in range(redo)]
@@ -46,8 +50,8 @@ def kmeans(
 
 def first_rows(rows, k: int, seed: int) -> np.ndarray:
     """Gives the k rows that faiss takes as first centroids, (k, E) float32."""
-    picked = permuted(rows.shape[0], k, seed + 1).tolist()
-    return np.concatenate([rows[row : row + 1] for row in picked])
+    rows = spread(rows)
+    return rows.read(permuted(rows.number, k, seed + 1))
 
 
 def permuted(number: int, count: int, seed: int) -> np.ndarray:
@@ -65,9 +69,11 @@ def permuted(number: int, count: int, seed: int) -> np.ndarray:
     return found
 
 
-def _run(rows, centroids, iterations: int, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+def _run(
+    rows: Spread, centroids, iterations: int, spherical: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Iterates from given centroids; gives the last ones and the objectives."""
-    squares = 0.0 if spherical else sum(blocks.each(_squares, rows))
+    squares = 0.0 if spherical else float(rows.total(sum(blocks.each(_squares, rows), 0.0)))
     centroids, objective = _normalised(centroids) if spherical else centroids, []
     for _ in range(iterations):
         before, (sums, sizes) = centroids, _sums(rows, centroids)
@@ -80,7 +86,7 @@ def _run(rows, centroids, iterations: int, spherical: bool) -> tuple[np.ndarray,
     return centroids, np.array(objective)
 
 
-def _sums(rows, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sums(rows: Spread, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gives the sum of each cluster's rows, (K, E) float64, and their number, (K,) int64."""
     from scipy import sparse
 
@@ -98,7 +104,7 @@ def _sums(rows, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for found, number in blocks.each(part, rows):
         sums += found
         sizes += number
-    return sums, sizes
+    return rows.total(sums), rows.total(sizes)
 
 
 def _squares(first: int, block: np.ndarray) -> float:
@@ -220,9 +226,11 @@ def _best_column(matrix: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.nd
 
 @functools.cache
 def device() -> str | None:
-    """Gives `cuda`, or None without a device; torch is only imported where there could be one."""
+    """Gives this process's device or None; torch is only imported where there could be one."""
     if not os.path.exists("/dev/nvidiactl"):
         return None
     import torch
 
-    return "cuda" if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
