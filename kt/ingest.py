@@ -59,7 +59,10 @@ def run(arguments) -> None:
     source = config.plugin("sources", dataset.source)
     if arguments.part.of > 1 and not arguments.state:
         raise step.ConfigError("--part: needs --state, where the others leave theirs")
+    threads = arguments.threads or os.cpu_count() or 1
     with _workplace(output, arguments.state, arguments.part) as (folder, state):
+        if hasattr(source, "indexed"):
+            source = source.indexed(dataset, state, arguments.part, threads)
         listed = listings.create(source.entries(dataset), folder, arguments.seed)
         splits = choose(listed, dataset)
         chosen = spill.where(folder, splits >= 0)
@@ -67,7 +70,7 @@ def run(arguments) -> None:
         _check_numbers(_counts(splits), dataset, listed)
         shards = Shards(state, listed, chosen, dataset)
         _check_space(folder, state, len(chosen), dataset)
-        shards.decode(source, arguments.threads or os.cpu_count() or 1, arguments.part)
+        shards.decode(source, threads, arguments.part)
         if arguments.part.of > 1:
             step.write_text(output, f"{shards.count} shards in all, see {state}\n")
             return

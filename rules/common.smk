@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import re
 import sys
@@ -45,7 +46,8 @@ def read_config():
             if not Path(path).is_file():
                 raise schema.ConfigError(f"{key}: expected a file, found none at {_absolute(path)}")
         if settings.images:
-            number, labelled = count_pictures(settings.images)
+            enough = max(FEWEST, *settings.numbers, 0)
+            number, labelled = counted(settings.images, enough)
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
@@ -70,6 +72,15 @@ def read_config():
         print(f"error: {error}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(error.exit_code)  # Snakemake would turn it into a traceback and a 1
+
+
+def counted(path, enough):
+    """Gives what `count_pictures` does; the main process tells its jobs, to spare them the look."""
+    asked, told = [path, enough], json.loads(os.environ.get("KT_COUNTED", "[[],[]]"))
+    if workflow.is_main_process or told[0] != asked:
+        told = [asked, count_pictures(path, enough)]
+        os.environ.update(KT_COUNTED=json.dumps(told))
+    return told[1]
 
 
 def overlays():

@@ -90,3 +90,18 @@ def write_tar(files: dict[str, bytes], path: Path, mode: str = "w") -> Path:
             member.size = len(payload)
             archive.addfile(member, io.BytesIO(payload))
     return path
+
+
+def write_shards(files: dict[str, bytes], root: Path, each: int = 7) -> Path:
+    """Writes the files of a `tree` as WebDataset does: tars of samples, split by split."""
+    root.mkdir(parents=True, exist_ok=True)
+    for split in dict.fromkeys(name.partition("/")[0] for name in files):
+        names = [name for name in files if name.startswith(split + "/")]
+        samples = [(*name.split("/")[1:], files[name]) for name in names]
+        for first in range(0, len(samples), each):
+            members = {}
+            for number, (kind, name, data) in enumerate(samples[first : first + each], first):
+                members |= {f"{number:06d}.{name.rpartition('.')[2]}": data}
+                members |= {f"{number:06d}.cls": kind.encode(), f"{number:06d}.json": b"{}"}
+            write_tar(members, root / f"drawn-{split}-{first // each:04d}.tar")
+    return root

@@ -49,6 +49,7 @@ DRAWN = {
     "folder": lambda root: drawing.write_folder(drawing.tree(), root / "pictures"),
     "pictures": lambda root: drawing.write_folder(drawing.tree(), root / "pictures"),
     "archive": lambda root: drawing.write_zip(drawing.tree(), root / "pictures.zip"),
+    "tars": lambda root: drawing.write_shards(drawing.tree(), root / "pictures"),
 }
 
 

@@ -69,7 +69,7 @@ class Shards:
 
     def decode(self, source, threads: int, part: Part = WHOLE) -> None:
         """Makes all shards of a part that are not there."""
-        mine = range(part.number - 1, self.count, part.of)
+        mine = range(*part.span(self.count, 1))  # a run: tar shards of others stay closed
         left = {number for number in mine if not self._is_whole(number)}
         if len(left) < len(mine):
             log.info("going on: %d of %d shards are there", len(mine) - len(left), len(mine))

@@ -103,17 +103,27 @@ def _zip(path: Path) -> Iterator[tree.File]:
 def _tar(path: Path) -> Iterator[tree.File]:
     changed = path.stat().st_mtime_ns  # members have no digest
     with tarfile.open(path, "r:*") as archive:
-        while (member := archive.next()) is not None:
-            archive.members = []  # else every header ever read is kept
+        for member in members(archive):
             refused = "" if member.isreg() else "a link or device"
             if not member.isdir():
                 read = functools.partial(_content, functools.partial(archive.extractfile, member))
                 stamp = f"{member.size} {member.mtime} {changed}"
                 yield tree.File(member.name, member.size, read, refused, stamp)
-        # Python takes a header that is cut or broken for the end; the true end is a block of zeros.
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it does not end with an end mark")
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Gives the members of an open tar to its end; none is kept.
+
+    Raises:
+        TarError: It is cut off, or anything of `BROKEN`.
+    """
+    while (member := archive.next()) is not None:
+        archive.members = []  # else every header ever read is kept
+        yield member
+    # Python takes a header that is cut or broken for the end; the true end is a block of zeros.
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it does not end with an end mark")
 
 
 def _content(opening: Callable) -> bytes:

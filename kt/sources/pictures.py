@@ -1,7 +1,11 @@
-"""Your own pictures: `path` is a folder, or a zip or tar; what `--config images=PATH` uses."""
+"""Your own pictures: `path` is a folder, also of tar shards, or a zip or tar.
+
+What `--config images=PATH` uses.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,8 +14,9 @@ from typing import Any
 
 from kt.config import Dataset
 from kt.core import entries as tree
+from kt.core.parts import Part
 from kt.core.step import ConfigError, DataError
-from kt.sources import archive, folder
+from kt.sources import archive, folder, tars
 
 MAX_PIXELS = 100_000_000  # for counting alone, nothing is decoded
 
@@ -30,8 +35,18 @@ def origin(dataset: Dataset) -> dict[str, Any]:
     return _source(dataset).origin(dataset)
 
 
-def count_pictures(path: str) -> tuple[int, bool]:
+def indexed(dataset: Dataset, kept: Path, part: Part, threads: int):
+    """Gives the source of the pictures, with an index in a folder where it needs one."""
+    source = _source(dataset)
+    return source.indexed(dataset, kept, part, threads) if source is tars else source
+
+
+def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
     """Counts the pictures for training without labels, by their names alone.
+
+    Args:
+        path: Of a folder or an archive.
+        enough: Tar shards, whose headers are slow to read, are counted up to this number.
 
     Returns:
         Their number (half of train where there is no `train-unlabelled`), and whether there are
@@ -44,13 +59,15 @@ def count_pictures(path: str) -> tuple[int, bool]:
     where = Path(path)
     if not where.exists():
         raise ConfigError(f"images: expected a folder, a zip or a tar, found nothing at {path!r}")
-    files = (folder if where.is_dir() else archive).files
     if not os.access(where, os.R_OK):
         raise DataError(f"images: {path!r} may not be read; change its permissions")
     if not where.is_dir() and not archive.is_archive(where):
         raise DataError(
             f"images: expected a folder, a zip or a tar, found another file at {path!r}"
         )
+    if where.is_dir() and tars.are_at(where):
+        return tars.count(where, enough)
+    files = (folder if where.is_dir() else archive).files
     listed = tree.entries(lambda: files(where), MAX_PIXELS, path)
     counts = Counter(entry.split for entry in listed if entry.usable)
     return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
@@ -61,14 +78,16 @@ def has_labels(dataset: Dataset) -> bool:
 
     A path that is not there is for `ingest` to refuse.
     """
-    if dataset.source not in ("pictures", "folder", "archive"):
+    if dataset.source not in ("pictures", "folder", "archive", "tars"):
         return True
     if not dataset.path or not Path(dataset.path).exists():
         return True
-    return count_pictures(dataset.path)[1]
+    return count_pictures(dataset.path, tree.FEWEST)[1]
 
 
 def _source(dataset: Dataset):
     if not dataset.path or not Path(dataset.path).exists():
         raise DataError(f"expected a folder, a zip or a tar, found nothing at {dataset.path!r}")
-    return folder if Path(dataset.path).is_dir() else archive
+    if not Path(dataset.path).is_dir():
+        return archive
+    return tars if tars.are_at(Path(dataset.path)) else folder
