@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Submits a job's script, the only argument, to Kubernetes; prints the job's name.
+
+The script says in a comment what the job asks for; all else stands in job.yaml.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import yaml
+
+PROPERTIES = "# properties = "
+# The first process of a pod hears the signal alone; the training must, too.
+COMMAND = "trap 'trap : TERM; kill -TERM 0' TERM; sh \"$0\" & wait $!; code=$?; wait; exit $code"
+
+
+def main(script: Path) -> None:
+    """Fills in job.yaml and hands it to kubectl."""
+    lines = script.read_text().splitlines()
+    (found,) = (line for line in lines if line.startswith(PROPERTIES))
+    job = json.loads(found.removeprefix(PROPERTIES))
+    rule = re.sub(r"[^a-z0-9]+", "-", job.get("rule", "group").lower()).strip("-")
+    manifest = yaml.safe_load(Path(__file__).with_name("job.yaml").read_text())
+    manifest["metadata"]["name"] = f"kt-{rule}-{uuid.uuid4().hex[:8]}"
+    asked = job["resources"]
+    manifest["spec"]["activeDeadlineSeconds"] = 60 * int(asked["runtime"])
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["command"] = ["sh", "-c", COMMAND, str(script.resolve())]
+    container["workingDir"] = os.getcwd()
+    given = {name: value for name, value in os.environ.items() if name.startswith("KT_")}
+    container["env"] = [{"name": name, "value": value} for name, value in sorted(given.items())]
+    memory = f"{asked['mem_mb']}M"
+    limits = {"memory": memory}
+    if asked.get("gpu"):
+        limits["nvidia.com/gpu"] = str(asked["gpu"])
+    container["resources"] = {
+        "requests": {"cpu": str(job["threads"]), "memory": memory},
+        "limits": limits,
+    }
+    kubectl = ["kubectl", "create", "--filename", "-", "--output", "name"]
+    sys.exit(subprocess.run(kubectl, input=json.dumps(manifest), text=True).returncode)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
