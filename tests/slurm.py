@@ -25,6 +25,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 NODES = ("n1", "n2")
+CORES = 4  # of each
 
 CONFIG = """\
 ClusterName=tests
@@ -61,11 +62,15 @@ KillWait={kill_wait}
 InactiveLimit=0
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0 PriorityTier=2 \
+PreemptMode=OFF
+PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP OverTimeLimit=0 PriorityTier=1 GraceTime=20
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 "
-    "Gres=gpu:2 State=UNKNOWN"
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} "
+    "RealMemory=16000 Gres=gpu:2 State=UNKNOWN"
 )
 
 
@@ -148,7 +153,7 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
     host = socket.gethostname().split(".")[0]
     ports = _free_ports(1 + len(NODES))
     nodes = "\n".join(
-        NODE.format(name=name, host=host, port=port)
+        NODE.format(name=name, host=host, port=port, cores=CORES)
         for name, port in zip(NODES, ports[1:], strict=True)
     )
     text = CONFIG.format(
@@ -175,7 +180,8 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
 
 def _idle(site: Site) -> int:
     with contextlib.suppress(RuntimeError):
-        return site.call("sinfo", "--noheader", "--Node", "-o", "%T").split().count("idle")
+        options = ("--noheader", "--partition=main", "--Node", "-o", "%T")
+        return site.call("sinfo", *options).split().count("idle")
     return 0
 
 

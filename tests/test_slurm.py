@@ -248,6 +248,35 @@ def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
     assert min(went_on(folder)) > 0 and same(folder, ready[1])
 
 
+def test_a_job_that_is_pre_empted_is_sent_again_and_goes_on(site, ready, pictures, tmp_path):
+    folder = copied(ready[0], tmp_path / "run")
+    options = [*QUICK, "--set-resources", "pretext_train:slurm_partition='spare'"]
+    files = [slowly(folder, 30, 0.25)]
+    driver = begin(site, folder, pictures, MODEL, files=files, options=options)
+    job = under_way(driver, folder)
+    busy = site.call("squeue", "-h", f"--nodelist={job['node']}", "-t", "running", "-o", "%C")
+    asked = f"--cpus-per-task={slurm.CORES + 1 - sum(map(int, busy.split()))}"  # one too many
+    more = (f"--nodelist={job['node']}", "--mem=100", "--output=/dev/null", "--wrap=sleep 2")
+    site.call("sbatch", "--partition=main", asked, *more)
+    driver.done()
+    first, second = driver.jobs()
+    # FAILED: it ended by itself, with 75, in the time that it was given.
+    assert first["state"] in ("PREEMPTED", "FAILED") and second["state"] == "COMPLETED"
+    assert "SIGTERM" in said(folder) and min(went_on(folder)) > 0 and same(folder, ready[1])
+
+
+def test_a_job_out_of_memory_is_sent_again_with_more(site, ready, pictures, tmp_path):
+    folder = copied(ready[0], tmp_path / "run")
+    options = [*QUICK, "--set-resources", "pretext_train:mem_mb=attempt**2*350"]
+    files = [slowly(folder, 30, 0.05)]
+    driver = begin(site, folder, pictures, MODEL, files=files, options=options)
+    driver.done()
+    *others, last = driver.jobs()
+    assert others and {job["state"] for job in others} <= {"CANCELLED", "OUT_OF_MEMORY", "FAILED"}
+    assert last["state"] == "COMPLETED" and slurm.megabytes(others[0]["memory"]) == 350
+    assert same(folder, ready[1])
+
+
 def test_two_nodes_share_training_and_clustering_and_give_what_one_process_gives(
     site, ready, pictures, tmp_path
 ):
