@@ -262,7 +262,7 @@ def test_a_job_that_is_pre_empted_is_sent_again_and_goes_on(site, ready, picture
     first, second = driver.jobs()
     # FAILED: it ended by itself, with 75, in the time that it was given.
     assert first["state"] in ("PREEMPTED", "FAILED") and second["state"] == "COMPLETED"
-    assert "SIGTERM" in said(folder) and min(went_on(folder)) > 0 and same(folder, ready[1])
+    assert "stopped at step" in said(folder) and min(went_on(folder)) > 0 and same(folder, ready[1])
 
 
 def test_a_job_out_of_memory_is_sent_again_with_more(site, ready, pictures, tmp_path):

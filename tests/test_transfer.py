@@ -35,8 +35,9 @@ OPTIONS = {
     "balanced": {"temperature": 0.5, "iterations": 50},
     "regression": {},
     "similarity": {"anchors": 20, "temperature": 0.1},
+    "multi_similarity": {"anchors": 20, "temperature": 0.1},
 }
-SEVERAL = ("multi_k", "multi_teacher", "iterated")
+SEVERAL = ("multi_k", "multi_teacher", "multi_similarity", "iterated")
 NUMBER, WIDTH, K = 60, 5, 4
 
 
@@ -105,7 +106,7 @@ def test_a_target_learns_by_every_kind_whatever_the_order_of_the_tables(tmp_path
     target_train.run(shuffled)
     # Sums over rows are taken in another order by what looks at all of them.
     same = table.digest(shuffled.output / "model.safetensors") == first
-    assert same or name in ("regression", "similarity")
+    assert same or name in ("regression", "similarity", "multi_similarity")
 
 
 def prepared(folder, name: str, order=None) -> argparse.Namespace:
@@ -185,7 +186,7 @@ def test_hard_is_the_cross_entropy_of_the_labels():
     assert float(found) == pytest.approx(-np.log(likely).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", ["multi_k", "multi_teacher", "iterated"])
 def test_several_heads_are_averaged_each_with_its_labels(name):
     kind = build(name)
     outputs = torch.randn(NUMBER, 2 * K)
@@ -258,7 +259,7 @@ def test_similarity_is_the_divergence_of_two_distributions_over_anchors():
     one, kind = taught(), build("similarity")
     rows, outputs = one.rows.double().numpy(), torch.randn(NUMBER, WIDTH)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    anchors = kind.anchors.double().numpy()
+    anchors = kind.anchors[0].double().numpy()
     assert len(anchors) == 20
     assert all((np.abs(unit - anchor).max(1) < 1e-6).any() for anchor in anchors)  # images' rows
     given = outputs.double().numpy()
@@ -268,6 +269,20 @@ def test_similarity_is_the_divergence_of_two_distributions_over_anchors():
     wanted = (p * np.log(p / q)).sum(1).mean()
     assert float(kind.loss(outputs, values, 0.0)) == pytest.approx(wanted, rel=1e-4)
     assert float(kind.loss(one.rows, values, 0.0)) < 1e-6
+
+
+def test_similarity_of_two_teachers_is_the_mean_of_theirs_each_with_its_own_outputs():
+    both, options = build("multi_similarity"), OPTIONS["similarity"]
+    module = config.plugin("transfers", "similarity")
+    alone = [
+        module.build(config.options("transfers", "similarity", options), [taught(seed)], 0)
+        for seed in range(2)
+    ]
+    everything, outputs = torch.arange(NUMBER), torch.randn(NUMBER, 2 * WIDTH)
+    parts = zip(alone, outputs.split(WIDTH, 1), strict=True)
+    losses = [float(one.loss(part, one.values(everything), 0.0)) for one, part in parts]
+    found = float(both.loss(outputs, both.values(everything), 0.0))
+    assert found == pytest.approx(sum(losses) / 2, rel=1e-5) and losses[0] != losses[1]
 
 
 # ---------------------------------------------------------------------------- bad input
@@ -432,7 +447,8 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     drawing.write_folder(drawing.tree(40, 20, 20, draw=drawing.pattern), tmp_path / "pictures")
     kinds = config.read(ROOT / "presets" / "transfers.yaml")["transfers"]
     kinds["iterated"]["kind"]["layer"] = "conv2"  # the tiny target has two
-    kinds["similarity"]["kind"]["anchors"] = 30
+    for name in ("similarity", "multi_similarity"):
+        kinds[name]["kind"]["anchors"] = 30
     only = {"teachers": dict.fromkeys(("own", "longer", "untrained", "random")), "transfers": kinds}
     only["evaluations"] = dict.fromkeys(("finetune", "clusters"))
     files = [running.overlay(tmp_path / "kinds.yaml", only)]

@@ -26,44 +26,49 @@ class Options(Settings):
 
 
 def build(options: Options, taught: list, seed: int):
-    """Builds the kind from one teacher's rows."""
+    """Builds the kind from the rows of one or more teachers, each with a head of its own."""
     import torch
     from torch.nn import functional
 
     from kt.core.transfer import Transfer
 
-    (one,) = taught
-
     class Similarity(Transfer):
-        """Compares distributions over the anchors."""
+        """Compares distributions over the anchors, teacher by teacher."""
 
         def __init__(self):
-            self.rows = functional.normalize(one.rows)
+            rows = [functional.normalize(one.rows) for one in taught]
             generator = torch.Generator().manual_seed(seed)
-            picked = torch.randperm(len(one.rows), generator=generator)[: options.anchors]
-            self.anchors = self.rows[picked.sort().values]
-            self.outputs = one.rows.shape[1]
-            self.usable = torch.ones(len(one.rows), dtype=torch.bool)
+            picked = torch.randperm(len(rows[0]), generator=generator)[: options.anchors]
+            picked = picked.sort().values
+            self.widths = [one.shape[1] for one in rows]
+            self.anchors = [one[picked] for one in rows]
+            self.rows = torch.cat(rows, 1)
+            self.outputs = sum(self.widths)
+            self.usable = torch.ones(len(self.rows), dtype=torch.bool)
 
         def values(self, index):
-            """Gives the teacher's rows (B, E) float32 of unit length."""
+            """Gives the teachers' rows side by side, (B, E) float32, each of unit length."""
             return self.rows[index]
 
         def logits(self, rows):
-            """Gives similarities to the anchors (B, A), by temperature."""
-            self.anchors = self.anchors.to(rows.device)
-            return functional.normalize(rows) @ self.anchors.T / options.temperature
+            """Gives for each teacher the similarities to its anchors (B, A), by temperature."""
+            self.anchors = [one.to(rows.device) for one in self.anchors]
+            parts = zip(rows.split(self.widths, 1), self.anchors, strict=True)
+            return [functional.normalize(x) @ one.T / options.temperature for x, one in parts]
 
         def loss(self, outputs, values, smoothing):
-            """Gives the cross-entropy of the two distributions, less the teacher's entropy."""
-            wanted = self.logits(values)
-            divergence = wanted.softmax(1) * (
-                wanted.log_softmax(1) - self.logits(outputs).log_softmax(1)
-            )
-            return divergence.sum(1).mean()
+            """Gives the cross-entropy of the distributions less the teachers' entropy, averaged."""
+            found = [
+                (wanted.softmax(1) * (wanted.log_softmax(1) - mine.log_softmax(1))).sum(1).mean()
+                for mine, wanted in zip(self.logits(outputs), self.logits(values), strict=True)
+            ]
+            return sum(found) / len(found)
 
         def right(self, outputs, values):
             """Gives the share of images whose nearest anchor is the teacher's."""
-            return (self.logits(outputs).argmax(1) == self.logits(values).argmax(1)).float().mean()
+            pairs = zip(self.logits(outputs), self.logits(values), strict=True)
+            return (
+                torch.stack([mine.argmax(1) == one.argmax(1) for mine, one in pairs]).float().mean()
+            )
 
     return Similarity()
