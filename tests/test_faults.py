@@ -238,6 +238,8 @@ def test_memory_that_libraries_lack_when_they_are_loaded_ends_with_4(made, tmp_p
         (ImportError("libtorch.so: failed to map segment from shared object"), "memory"),
         (MemoryError("Unable to allocate 3 GiB for an array"), "memory"),
         (OSError(27, "File too large"), "disk"),
+        (OSError(122, "Disk quota exceeded"), "disk"),
+        (OSError("Can't write data (error message = 'Disk quota exceeded')"), "disk"),
         (OSError("Can't write data (error message = 'No space left on device')"), "disk"),
         (OSError(2, "No such file or directory"), ""),
         (RuntimeError("size mismatch"), ""),

@@ -99,14 +99,14 @@ def create(entries: Iterable[Entry], folder: Path, seed: int) -> Listing:
     with open(folder / "columns", "wb") as columns, open(folder / "names", "wb") as names:
         for block in _blocks(_usable(entries, refused, counts)):
             rows = np.zeros(len(block), COLUMNS)
-            for number, entry in enumerate(block):
-                name = entry.key.encode()
+            for number, (key, class_name, split, stamp) in enumerate(block):
+                name = key.encode()
                 label = -1
-                if entry.class_name is not None:
-                    label = classes.setdefault(entry.class_name, len(classes))
-                rank = _hash(f"{seed} {entry.key}".encode(), 16)
-                stamp = int.from_bytes(_hash(entry.stamp.encode()), "little")
-                split = SPLITS.index(entry.split)
+                if class_name is not None:
+                    label = classes.setdefault(class_name, len(classes))
+                rank = _hash(f"{seed} {key}".encode(), 16)
+                stamp = int.from_bytes(_hash(stamp.encode()), "little")
+                split = SPLITS.index(split)
                 rows[number] = (counts["bytes"], len(name), split, label, 0, hash_of(name), stamp)
                 rows["rank"][number] = int.from_bytes(rank[:8], "big")
                 counts["bytes"] += len(name)
@@ -146,10 +146,11 @@ def _usable(entries: Iterable[Entry], refused: list, counts: dict[str, int]) -> 
                 refused[:] = sorted(refused)[:MOST_LISTED]
 
 
-def _blocks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+def _blocks(entries: Iterator[Entry]) -> Iterator[list[tuple]]:
+    """Gives key, class, split and stamp of some thousand entries at a time."""
     block = []
-    for entry in entries:
-        block.append(dataclasses.replace(entry, read=None))  # what reads may hold a lot
+    for entry in entries:  # not kept themselves: what reads may hold a lot
+        block.append((entry.key, entry.class_name, entry.split, entry.stamp))
         if len(block) == spill.BLOCK:
             yield block
             block = []

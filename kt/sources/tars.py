@@ -79,10 +79,11 @@ class Tars:
 
     def _files(self, found: list[Shard]) -> Iterator[tree.File]:
         for shard in found:
+            stamp = shard.stamp
             with contextlib.closing(_Opened(shard.path)) as opened:
                 for name, offset, size, refused in self._members(shard):
                     read = functools.partial(opened.read, offset, size)
-                    yield tree.File(name, size, read, refused, f"{offset} {shard.stamp}")
+                    yield tree.File(name, size, read, refused, f"{offset} {stamp}")
 
     def _members(self, shard: Shard) -> list[list]:
         """Gives [name, offset, bytes, why refused] of a tar's members, as kept or read anew."""
