@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from kt import config, plan
 from kt.core import step
+from kt.core.footprint import Footprint
 from kt.core.step import ConfigError
 
 PROBE = 4.0  # seconds for each network
@@ -84,26 +85,36 @@ def _print(options: list[str], folder: Path) -> None:
     options = ["--directory", str(folder), *options]
     every, due = jobs([*options, "--forceall"]), jobs(options)
     costs = estimate(every, due, folder)
-    print(f"{'step':18} jobs  there  to do     time  CPU time  known by")
+    sizes = Footprint((job.rule, job.options) for job in every)
+    print(f"{'step':18} jobs  there  to do     time  CPU time      disk  known by")
+    written: list[int | None] = []
     for rule in RULES:
         some = [job for job in due if job.rule == rule]
         total = sum(job.rule == rule for job in every)
         if total or some:
             found = [costs[job.name] for job in some]
-            print(f"{rule:18} {total:4}  {total - len(some):5}  {len(some):5}  {_sums(found)}")
+            bytes_ = [sizes.of(job.rule, job.options) for job in some]
+            written += bytes_
+            print(
+                f"{rule:18} {total:4}  {total - len(some):5}  {len(some):5}  {_sums(found, bytes_)}"
+            )
     found = [costs[job.name] for job in due]
-    print(f"{'all':18} {len(every):4}  {len(every) - len(due):5}  {len(due):5}  {_sums(found)}")
-    print(f"{disk(due) / 1e9:.2f} GB for packed images; time is that of one job after the other")
+    print(
+        f"{'all':18} {len(every):4}  {len(every) - len(due):5}  {len(due):5}"
+        f"  {_sums(found, written)}"
+    )
+    print("time is that of one job after the other; disk that of limits, if there are more images")
     kept = {name: cost and cost._asdict() for name, cost in costs.items()}
     step.write_json(folder / KEPT, kept)
 
 
-def _sums(found: list[Cost | None]) -> str:
+def _sums(found: list[Cost | None], written: list[int | None]) -> str:
     known = [cost for cost in found if cost]
     seconds, cpu = (sum(cost[field] for cost in known) for field in (0, 1))
     sources = [cost.by for cost in known] + ["nothing"] * (len(found) - len(known))
     by = ", ".join(f"{source} {sources.count(source)}" for source in dict.fromkeys(sources))
-    return f"{lasting(seconds):>7}  {lasting(cpu):>8}  {by}"
+    size = f"{sum(one or 0 for one in written) / 1e6:.1f} MB" + "?" * (None in written)
+    return f"{lasting(seconds):>7}  {lasting(cpu):>8}  {size:>8}  {by}"
 
 
 def lasting(seconds: float) -> str:
@@ -277,17 +288,6 @@ def probe(backbone: str, task: str, batch: int) -> float:
             begun = time.perf_counter()
     one = network.multiply_adds(net, made)
     return (time.perf_counter() - begun) / (steps * batch * one * plan.OPERATIONS)
-
-
-def disk(due: Iterable[Job]) -> float:
-    """Gives the bytes of the packed images that will be written."""
-    total = 0.0
-    for job in due:
-        if job.rule == "ingest":
-            dataset = json.loads(job.options["dataset"])
-            number = sum(dataset[name] or 0 for name in ("unlabelled", "labelled", "test"))
-            total += number * 3 * dataset["size"] ** 2
-    return total
 
 
 def _spent(folder: Path) -> None:

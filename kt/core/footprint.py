@@ -1,0 +1,79 @@
+"""Bytes that the jobs of a plan will write, for `kt.forecast`: images, features, labels, networks.
+
+Tables of a few rows, logs and pages are left out, as are the states of trainings under way (three
+times a network, while it is trained) and what is gone at the end of the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kt import config
+from kt.core.entries import POOL, TEST, TRAIN
+
+LIMITS = {POOL: "unlabelled", TRAIN: "labelled", TEST: "test"}
+LABEL_BYTES = 8 + 8 + 4  # of an image: label, cluster, distance; its name comes beside them
+NAME_BYTES = 40
+
+
+class Footprint:
+    """Knows the sizes of all artefacts of a run."""
+
+    def __init__(self, every: Iterable[tuple[str, Mapping[str, str]]]):
+        """Takes rule and options of all jobs of the workflow, also of those that are done."""
+        self.images: dict[str, dict[str, Any]] = {}
+        self.backbones: dict[str, str] = {}
+        for rule, options in every:
+            if rule == "ingest":
+                self.images[options["output"]] = json.loads(options["dataset"])
+            elif rule in ("pretext_train", "target_train"):
+                self.backbones[options["output"]] = options["backbone"]
+
+    def of(self, rule: str, options: Mapping[str, str]) -> int | None:
+        """Gives what a job will write, in bytes; None where the number of images is not known."""
+        if rule == "ingest":
+            dataset = json.loads(options["dataset"])
+            numbers = [dataset[limit] for limit in LIMITS.values()]
+            return None if None in numbers else sum(numbers) * 3 * dataset["size"] ** 2
+        if rule in ("pretext_train", "target_train"):
+            return _parameter_bytes(options["backbone"])
+        if rule == "features" and options.get("model") in self.backbones:
+            number, dataset = self._rows(options["pack"])
+            backbone, layer = self.backbones[options["model"]], options["layer"]
+            width = _width(backbone, layer, int(options["map"]), dataset["size"])
+            return number and number * (4 * width + NAME_BYTES)
+        if rule == "pseudo_labels":
+            folder, _, split = Path(options["output"]).stem.partition("-")
+            number, _ = self._rows(f"results/data/{folder}/{split}.h5")
+            return number and number * (LABEL_BYTES + NAME_BYTES)
+        return 0
+
+    def _rows(self, pack: str) -> tuple[int | None, dict[str, Any]]:
+        """Gives the number of images of a pack, at most, and its data set's settings."""
+        path = Path(pack)
+        dataset = self.images[str(path.parent)]
+        return dataset[LIMITS[path.stem]], dataset
+
+
+@functools.cache
+def _backbone(backbone: str):
+    from kt.core import model
+
+    return model.fresh(config.check(config.Plugin, json.loads(backbone)), 0)
+
+
+@functools.cache
+def _parameter_bytes(backbone: str) -> int:
+    return sum(4 * one.numel() for one in _backbone(backbone).state_dict().values())
+
+
+@functools.cache
+def _width(backbone: str, layer: str, edge: int, size: int) -> int:
+    network = _backbone(backbone)
+    chosen = network.layers[-1] if layer == "auto" else layer
+    channels, height, width = network.map_shape(size, chosen)
+    return channels * min(height, edge) * min(width, edge)
