@@ -14,6 +14,7 @@ differs by rounding alone. By hand:
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import numpy as np
 from kt import features as tables
 from kt.core import auto, blocks, lloyd, step, table
 from kt.core.lloyd import assign, kmeans
+from kt.core.reached import Reached
 from kt.core.spread import Spread, own_part, spread
 from kt.core.step import ConfigError
 from kt.core.transform import Transform, fit_transform, project
@@ -75,12 +77,19 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.output.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     part = own_part()
+    made_of = json.dumps(
+        [table.digest(arguments.features), settings.model_dump(), k, arguments.seed]
+    )
+    place = arguments.output.with_name(f".{arguments.output.name}.state")
+    reached = Reached(place, json.dumps(made_of), part.number == 1)
+    if reached.found:
+        step.log.info("cluster: goes on after %d iterations", reached.found)
     with tables.read(arguments.features, folder) as whole:
         found = tables.share(whole, part)
         own = Spread(found.rows, getattr(found.rows, "first", 0), number, part)
         transform = fit_transform(own, settings, found.keys, where)
         rows = training_rows(own, transform, settings, k, arguments.seed, arguments.output)
-        centroids, objective = fit(rows, settings, k, arguments.seed)
+        centroids, objective = fit(rows, settings, k, arguments.seed, reached)
         sizes, total = np.zeros(k, np.int64), 0.0
         for labels, distances in nearest(found, transform, centroids, where):
             sizes += np.bincount(labels, minlength=k)
@@ -88,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         sizes, total = own.total(sizes), float(own.total(total))
     if part.number == 1:
         _write(arguments, k, transform, centroids, objective, sizes, rows.number)
+    reached.remove()
     _report(k, sizes, objective, total / number)
 
 
@@ -147,7 +157,9 @@ def sample(number: int, per_centroid: int | None, k: int, seed: int) -> np.ndarr
     return np.sort(lloyd.permuted(number, per_centroid * k, seed))
 
 
-def fit(rows, settings: Clustering, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fit(
+    rows, settings: Clustering, k: int, seed: int, reached: Reached | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs k-means on the rows, warm-started if the settings say so; gives what `kmeans` does."""
     rows = spread(rows)
     picked = sample(rows.number, settings.warm_start, k, seed)
@@ -159,8 +171,10 @@ def fit(rows, settings: Clustering, k: int, seed: int) -> tuple[np.ndarray, np.n
             "cluster: warm start (clustering.warm_start = %d), %d iterations on %d of %d rows, "
             "then %d on all", settings.warm_start, early, len(picked), rows.number, iterations,
         )  # fmt: skip
-        start, _ = kmeans(rows.take(picked), k, early, redo, settings.spherical, seed)
-    return kmeans(rows, k, iterations, redo, settings.spherical, seed, start)
+        start, _ = kmeans(
+            rows.take(picked), k, early, redo, settings.spherical, seed, reached=reached
+        )
+    return kmeans(rows, k, iterations, redo, settings.spherical, seed, start, reached)
 
 
 def nearest(

@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt import cluster, features
-from kt.core import table, transform
+from kt.core import lloyd, reached, table, transform
 from kt.core.spread import Spread
 from kt.core.step import ConfigError, DataError, ResourceError
 
@@ -314,6 +315,44 @@ def test_a_scratch_file_that_does_not_fit_is_refused_before_it_is_written(tmp_pa
     with pytest.raises(ResourceError, match="clusters.h5: 1440000 bytes are needed, 1000000 are"):
         run(tmp_path, gaussians(30000, 12), crafted.names(30000), memory_mb=1)
     assert not (tmp_path / "clusters.h5").exists()
+
+
+@pytest.mark.parametrize("changes", [{"redo": 3}, {"warm_start": 20}, {"spherical": True}])
+@pytest.mark.parametrize("share", [1, 0.5, 0])  # of the state that is left
+def test_a_killed_clustering_goes_on_where_it_was(tmp_path, monkeypatch, changes, share):
+    rows, keys = gaussians(5000, 6), crafted.names(5000)
+    changes = {"k": 40, "iterations": 12, **changes}
+    sums, done, last = lloyd._sums, [], 99
+
+    def counted(*given):
+        if len(done) == last:
+            raise KeyboardInterrupt
+        done.append(1)
+        return sums(*given)
+
+    monkeypatch.setattr(lloyd, "_sums", counted)
+    *_, wanted = run(tmp_path / "calm", rows, keys, **changes)
+    total = len(done)
+    assert not list((tmp_path / "calm").glob(".*.state"))
+    monkeypatch.setattr(reached, "SAVE_SECONDS", 0)
+    done, last = [], total - 2
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", rows, keys, **changes)
+    (state,) = (tmp_path / "killed").glob(".*.state")
+    os.truncate(state, int(share * state.stat().st_size))
+    done, last = [], 99
+    *_, found = run(tmp_path / "killed", rows, keys, **changes)
+    assert len(done) == (2 if share == 1 else total) and not state.exists()
+    assert table.digest(found) == table.digest(wanted)
+
+
+def test_the_state_of_another_clustering_is_of_no_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(reached, "SAVE_SECONDS", 0)
+    one = reached.Reached(tmp_path / "x", "one")
+    one.begin(np.ones((2, 3), np.float32))
+    one.after(np.zeros((2, 3), np.float32), [4.0], False)
+    assert reached.Reached(tmp_path / "x", "one").found == 1
+    assert reached.Reached(tmp_path / "x", "two").found == 0
 
 
 def test_moments_are_right_far_from_zero():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kt.core import blocks
+from kt.core.reached import Reached
 from kt.core.spread import Spread, spread
 
 RESTART = 15486557  # between the seeds of two restarts, as faiss has it
@@ -22,7 +23,14 @@ SCORES = 8 << 20  # bytes of one matrix product
 
 
 def kmeans(
-    rows, k: int, iterations: int, redo: int, spherical: bool, seed: int, start=None
+    rows,
+    k: int,
+    iterations: int,
+    redo: int,
+    spherical: bool,
+    seed: int,
+    start=None,
+    reached: Reached | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs Lloyd's iterations on all rows, from the rows that faiss would start with.
 
@@ -35,16 +43,17 @@ def kmeans(
         spherical: Centroids of unit length.
         seed: Of the first centroids.
         start: (k, E) float32 centroids to go on from; one run, whatever `redo` says.
+        reached: Where it keeps how far it is, and finds how far it was.
 
     Returns:
         (k, E) float32 centroids and the objective before each update of the best run, float64: the
         sum of squared distances, or of inner products if spherical.
     """
-    rows = spread(rows)
+    rows, reached = spread(rows), reached or Reached()
     if start is not None:
-        return _run(rows, start, iterations, spherical)
+        return _run(rows, start, iterations, spherical, reached)
     seeds = [(seed + number * RESTART) % 2**31 for number in range(redo)]
-    runs = (_run(rows, first_rows(rows, k, seed), iterations, spherical) for seed in seeds)
+    runs = (_run(rows, first_rows(rows, k, one), iterations, spherical, reached) for one in seeds)
     return (max if spherical else min)(runs, key=lambda run: run[1][-1])
 
 
@@ -70,19 +79,22 @@ def permuted(number: int, count: int, seed: int) -> np.ndarray:
 
 
 def _run(
-    rows: Spread, centroids, iterations: int, spherical: bool
+    rows: Spread, centroids, iterations: int, spherical: bool, reached: Reached
 ) -> tuple[np.ndarray, np.ndarray]:
     """Iterates from given centroids; gives the last ones and the objectives."""
-    squares = 0.0 if spherical else float(rows.total(sum(blocks.each(_squares, rows), 0.0)))
-    centroids, objective = _normalised(centroids) if spherical else centroids, []
-    for _ in range(iterations):
+    centroids = _normalised(centroids) if spherical else centroids
+    centroids, objective, ended = reached.begin(centroids)
+    squares = 0.0
+    if not (spherical or ended):
+        squares = float(rows.total(sum(blocks.each(_squares, rows), 0.0)))
+    while len(objective) < iterations and not ended:
         before, (sums, sizes) = centroids, _sums(rows, centroids)
         objective.append(_objective(centroids, sums, sizes, squares, spherical))
         centroids = _update(centroids, sums, sizes)
         if spherical:
             centroids = _normalised(centroids)
-        if np.array_equal(before, centroids):
-            break
+        ended = np.array_equal(before, centroids) or len(objective) == iterations
+        reached.after(centroids, objective, ended)
     return centroids, np.array(objective)
 
 
