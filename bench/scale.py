@@ -133,8 +133,8 @@ def rows(run: Run, most: int) -> Iterator[dict]:
 
 
 def parts(run: Run, most: int) -> Iterator[dict]:
-    """Labels of 400,000 rows of 128 dimensions in parts, put together again."""
-    path, clusters = features(run, 400_000, 128), run.scratch / "parts-clusters.h5"
+    """Labels of 1,600,000 rows of 128 dimensions in parts, put together again."""
+    path, clusters = features(run, 1_600_000, 128), run.scratch / "parts-clusters.h5"
     sample = product.cluster_command(features(run, 20_000, 128), CLUSTERS, 2, clusters, run.cores)
     cost(sample)
     alone = None

@@ -10,7 +10,10 @@ from pathlib import Path
 import crafted
 import pytest
 import ranks
+import running
+import stages
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from kt.core import parallel, training
@@ -65,6 +68,25 @@ def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path, kind):
         assert done.returncode == 0, done.stderr
         assert rows(folder, *range(number)) == rows(tmp_path / "1", 0)
         assert_alike(outcome(folder), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", stages.TRAININGS)
+def test_a_whole_step_by_two_processes_makes_what_one_makes(tmp_path_factory, name):
+    made = tmp_path_factory.getbasetemp() / "stages"
+    if not made.exists():
+        made.mkdir()
+        stages.make(made)
+    done = running.run(
+        sys.executable, "-m", f"kt.{name}", *stages.options(name, made, made / "two"),
+        "--processes", 2, "--log", made / "log.txt",
+    )  # fmt: skip
+    assert done.returncode == 0, running.output(done)
+    assert "2 processes" in (made / "log.txt").read_text()
+    one, two = (load_file(place / name / "model.safetensors") for place in (made, made / "two"))
+    assert one.keys() == two.keys() and any("running_var" in key for key in one)
+    for key, expected in one.items():
+        assert torch.allclose(two[key].float(), expected.float(), rtol=1e-3, atol=1e-4), key
 
 
 @pytest.mark.slow

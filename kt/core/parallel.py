@@ -74,6 +74,12 @@ def synchronise(network: nn.Module) -> None:
                 norm.__class__ = _synchronised[type(norm)]
 
 
+def separate(network: nn.Module) -> None:
+    """Takes back what `synchronise` did: what comes after the training one process does alone."""
+    for norm in network.modules():
+        norm.__class__ = _alone.get(type(norm), type(norm))
+
+
 class _Total(torch.autograd.Function):
     """The sum over the processes, and the sum of the gradients backwards."""
 
@@ -117,6 +123,7 @@ class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
 
 
 _synchronised = {nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d}
+_alone = {own: plain for plain, own in _synchronised.items()}
 
 
 def total(value: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ class _Run:
         finally:
             self.writer.close()
         progress.close()
+        parallel.separate(job.network)
         job.network.eval()
 
     def _epoch(self, epoch: int, progress: step.Progress, stop: threading.Event) -> None:
