@@ -156,7 +156,11 @@ def parts(run: Run, most: int) -> Iterator[dict]:
 
 
 def processes(run: Run, most: int) -> Iterator[dict]:
-    """k-means and the default teacher's training, processes of one thread on one machine."""
+    """k-means and the default teacher's training, processes of one thread on one machine.
+
+    Start-up is in it, of torchrun and of torch in each process: some 5 s. Both are small: what is
+    measured is what spreading costs, not what it gives to work that needs it.
+    """
     pack = product.write_pack(run.scratch / "pack.h5", drawn.images(8192, 28), drawn.keys(8192))
     path = features(run, 200_000, 128)
     clusters = product.cluster_command(path, CLUSTERS, 10, run.scratch / "c.h5", 1)
