@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bench import results
+from bench import results, scale
 from bench.goals import AT_LEAST, AT_MOST, BY_NAME, ROWS, meets
 from bench.measure import Measured, alternate, costs, exponent, growth, speeds, worst
 
@@ -197,3 +197,9 @@ def test_the_peers_are_pinned_and_change_no_pin_of_the_product():
     assert {name: peers[name] for name in peers.keys() & own} == {
         name: own[name] for name in peers.keys() & own
     }
+
+
+def test_the_page_of_scale_is_made_of_what_is_kept_and_names_every_group():
+    text = scale.PAGE.read_text(encoding="utf-8")
+    assert scale.page(json.loads(scale.KEPT.read_text(encoding="utf-8"))) == text
+    assert all(f"## {name.capitalize()}" in text for name in scale.GROUPS)
