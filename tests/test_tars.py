@@ -53,6 +53,7 @@ def test_every_layout_gives_the_splits_classes_and_bytes_of_the_folder(tmp_path,
 
 
 def test_without_any_word_all_is_pool_and_samples_of_two_shards_are_two(tmp_path):
+    (tmp_path / ".hidden").mkdir()
     for name in ("a", "b"):
         write_tar({"000.png": PNG, "000.cls": b"5", "000.json": b"{}"}, tmp_path / f"{name}.tar")
     listed = list(pictures.entries(dataset("pictures", tmp_path)))

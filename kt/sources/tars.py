@@ -90,7 +90,7 @@ class Tars:
         if self.kept is None:
             return _listed(shard)
         stamp = [str(shard.path), shard.stamp, shard.split]
-        digest = hashlib.sha256(shard.name.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(os.fsencode(shard.path)).hexdigest()
         path = self.kept / f"tar-{digest[:24]}.json"
         if path.exists():
             with contextlib.suppress(DataError):
@@ -129,6 +129,8 @@ def are_at(root: Path) -> bool:
     for folder in (root, *(root / split for split in SPLITS)):
         if folder.is_dir():
             for item in os.scandir(folder):
+                if item.name.startswith("."):
+                    continue
                 if item.is_dir() and not (folder == root and item.name in SPLITS):
                     return False
                 if os.path.splitext(item.name)[1].lower() in tree.SUFFIXES:
