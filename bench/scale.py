@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -69,7 +70,7 @@ def images(run: Run, most: int) -> Iterator[dict]:
     """
     one = run.scratch / "one.tar"
     with tarfile.open(one, "w") as archive:
-        for number, payload in zip(range(A_TAR), _small(), strict=False):
+        for number, payload in enumerate(itertools.islice(_small(), A_TAR)):
             for suffix, content in ((".png", payload), (".cls", b"%d" % (number % 10))):
                 member = tarfile.TarInfo(f"{number:06d}{suffix}")
                 member.size = len(content)

@@ -27,7 +27,8 @@ def cluster(folder, processes, rows, **changes):
     return running.run(*command, *more, "--output", output), output
 
 
-def arrays(path) -> dict[str, np.ndarray]:
+def arrays(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Reads a table's arrays and its settings."""
     with h5py.File(path) as file:
         found = {name: file[name][...] for name in file}
         return found, json.loads(table.text(file, "config"))

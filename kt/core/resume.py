@@ -17,11 +17,11 @@ import torch
 
 from kt.core import parallel, step
 from kt.core.ending import lack, line
+from kt.core.reached import SAVE_SECONDS
 from kt.core.step import ConfigError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
-SAVE_SECONDS = float(os.environ.get("KT_SAVE_SECONDS", 60))  # between states, at least
 SAVE_SHARE = 0.01  # of the time that copying them may cost, at most
 
 
