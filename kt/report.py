@@ -142,13 +142,16 @@ def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
     record = next(record for record in records if record["model"] == model)
     # Of several teachers the first.
     teacher, layer = (str(record.get(name)).split("+")[0] for name in ("teacher", "teacher_layer"))
-    wanted = {"teacher": teacher, "layer": layer, "k": record.get("k")}
+    wanted = {"teacher": teacher, "layer": layer}
+    taught = record.get("k") is not None  # by clusters; else any k shows what the teacher sees
+    if taught:
+        wanted["k"] = record["k"]
     for path in arguments.pseudo_labels:
         config = pictures.describe_clusters(path)
         if all(str(config.get(name)) == str(value) for name, value in wanted.items()):
             labels = read_labels(arguments.labels[0]) if arguments.labels else None
             groups = pictures.gallery(path, read_pack(arguments.pack[0]), labels)
-            return {"groups": groups, **wanted}
+            return {"groups": groups, **wanted, "k": config.get("k"), "taught": taught}
     return None
 
 

@@ -80,9 +80,11 @@ def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
     arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
     arm = next((one for one in ("transfer", "untrained", "hog") if one in arms), min(arms))
     folder = f"results/targets/{target}/{lesson.origin}/s{{seed}}"
+    kind = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
     return _judged(
         settings, f"{target}/{lesson.origin}", folder, arm, settings.seeds, target=target,
-        teacher=lesson.teacher, teacher_layer=lesson.layer, k=lesson.k, transfer=lesson.transfer,
+        teacher=lesson.teacher, teacher_layer=lesson.layer, k=lesson.k if kind.BY_K else None,
+        transfer=lesson.transfer,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """One contract for every kind of transfer, and each against a slow reference of its own."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_a_kind_needs_known_tables_and_names_its_source(name):
     module = config.plugin("transfers", name)
     options = config.options("transfers", name, OPTIONS[name])
     assert module.NEEDS in ("labels", "features") and module.TOGETHER in (True, False)
+    assert module.BY_K in (True, False)
     assert all(number >= 2 for number in module.clusters(options, 10))
     assert "Source:" in module.__doc__ or "paper" in module.__doc__
 
@@ -93,6 +95,37 @@ def test_values_belong_to_their_image_and_losses_can_be_learned(name):
         optimiser.step()
     assert loss < 0.9 * before
     assert kind.right(outputs.detach(), values) > max(0.9, right)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_kind_that_says_so_teaches_the_same_at_every_k(name):
+    module = config.plugin("transfers", name)
+    options = config.options("transfers", name, OPTIONS[name])
+    several = range(2 if name in SEVERAL else 1)
+    halved = []
+    for seed in several:
+        full = taught(seed)
+        other = {"labels": full.labels // 2, "num_labels": K // 2, "centroids": full.centroids[:2]}
+        halved.append(dataclasses.replace(full, **other))
+    index, kinds = torch.arange(NUMBER), (build(name), module.build(options, halved, 0))
+    values = [kind.values(index) for kind in kinds]
+    same = kinds[0].outputs == kinds[1].outputs and torch.equal(*values)
+    assert same != module.BY_K
+
+
+def test_a_lesson_that_does_not_differ_by_k_is_trained_once():
+    settings = config.resolve(
+        ROOT,
+        {
+            "clusters": [100, 50],
+            "transfers": {
+                "alike": {"kind": {"name": "similarity", **OPTIONS["similarity"]}, "of": ["hog"]},
+                "hard": {"of": ["hog"]},
+            },
+        },
+    )
+    assert [model.describe["k"] for model in plan.transfers(settings)] == [100, 50, None]
+    assert [model.name.split("/")[-1] for model in plan.transfers(settings)][-1] == "k100"
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -69,7 +69,7 @@ def _label_curve(arms: Sequence[Row], places, name: str, x_name: str) -> Markup:
 
 def is_target(model: Model) -> bool:
     """Says whether a model learned labels or pseudo-labels; else it learned a pretext task."""
-    return model.get("k") is not None or model.get("arm") == "supervised"
+    return bool(model.get("transfer")) or model.get("arm") == "supervised"
 
 
 def pretext_curves(models: Sequence[Model]) -> Markup | None:

@@ -20,7 +20,7 @@ class Lesson:
     Attributes:
         transfer: Name of the kind's settings in the config.
         sources: Teacher and layer, more than one where a kind takes several together.
-        k: Number of clusters, or `auto`.
+        k: Number of clusters, or `auto`; the first one for a kind whose lessons do not differ by k.
         round: Which one of a kind with rounds; 0 is the last, the one that is judged.
     """
 
@@ -56,9 +56,10 @@ def lessons(settings: Config) -> dict[str, Lesson]:
         for teacher, _, layer in (part.partition("/") for part in wanted):
             layers = [layer] if layer else settings.teachers[teacher].layers
             sources += [(teacher, one) for one in layers]
-        together = config.plugin("transfers", transfer.kind.name).TOGETHER
-        groups = [tuple(sources)] if together else [(source,) for source in sources]
-        found += [Lesson(name, group, k) for group in groups if group for k in settings.clusters]
+        module = config.plugin("transfers", transfer.kind.name)
+        groups = [tuple(sources)] if module.TOGETHER else [(source,) for source in sources]
+        numbers = settings.clusters if module.BY_K else settings.clusters[:1]
+        found += [Lesson(name, group, k) for group in groups if group for k in numbers]
     return {lesson.origin: lesson for lesson in found}
 
 

@@ -16,6 +16,7 @@ from kt.transfers.hard import clusters  # noqa: F401
 
 NEEDS = "features"
 TOGETHER = False
+BY_K = True
 BLOCK = 4096
 
 

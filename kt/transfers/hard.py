@@ -10,6 +10,7 @@ from kt.config import Settings
 
 NEEDS = "labels"
 TOGETHER = False
+BY_K = True
 
 
 class Options(Settings):

@@ -18,6 +18,7 @@ from kt.transfers.multi_k import build, clusters  # noqa: F401 (a head for each 
 
 NEEDS = "labels"
 TOGETHER = True
+BY_K = True
 
 
 class Options(multi_k.Options):

@@ -15,6 +15,7 @@ from kt.transfers.hard import build  # noqa: F401 (a head for each list of label
 
 NEEDS = "labels"
 TOGETHER = False
+BY_K = True
 
 
 class Options(Settings):

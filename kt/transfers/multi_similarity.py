@@ -9,3 +9,4 @@ from kt.transfers.similarity import Options, build, clusters  # noqa: F401
 
 NEEDS = "features"
 TOGETHER = True
+BY_K = False

@@ -10,3 +10,4 @@ from kt.transfers.multi_k import Options, build, clusters  # noqa: F401 (a head 
 
 NEEDS = "labels"
 TOGETHER = True
+BY_K = True

@@ -11,6 +11,7 @@ from kt.transfers.hard import Options, clusters  # noqa: F401
 
 NEEDS = "features"
 TOGETHER = False
+BY_K = False
 
 
 def build(options: Options, taught: list, seed: int):

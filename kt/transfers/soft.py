@@ -15,6 +15,7 @@ from kt.transfers.hard import clusters  # noqa: F401
 
 NEEDS = "features"
 TOGETHER = False
+BY_K = True
 
 
 class Options(Settings):
