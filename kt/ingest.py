@@ -92,7 +92,7 @@ def run(arguments) -> None:
         }
         step.write_json(packs / "report.json", report)
         _publish(packs, output)
-        shutil.rmtree(state)
+        shutil.rmtree(state, ignore_errors=True)  # NFS keeps the names of files that are open
     log.info("%s", _summary(report))
 
 

@@ -19,6 +19,7 @@ from kt import workflow as plan
 from kt.core import lessons
 from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
+from kt.sources import tars
 from kt.sources.pictures import count_pictures, has_labels
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their
@@ -51,7 +52,7 @@ def read_config():
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
-                    f"{settings.images}"
+                    f"{settings.images}{tars.unread(Path(settings.images))}"
                 )
             largest = max(settings.numbers, default=0)
             clustered = settings.datasets[settings.use.cluster].path == settings.images

@@ -18,7 +18,7 @@ import torch
 from running import ROOT, environment
 
 import kt
-from kt.core import model, resume, step, table
+from kt.core import ending, model, resume, step, table
 from kt.core.step import DataError, Interrupted
 
 KILLS = 25  # of each kind of artefact
@@ -216,17 +216,35 @@ def test_a_signal_in_a_training_writes_its_state(made, tmp_path, name, number):
     assert len(list((tmp_path / "state").glob("*.state"))) == 1
 
 
-def test_a_second_signal_ends_a_training_at_once_even_while_it_saves(made, tmp_path):
+def save_slowly() -> None:
+    def save(*_):
+        step.log.info("saving")
+        time.sleep(8)
+
+    resume.save = save
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_second_signal_ends_a_training_while_it_saves_but_an_echo_of_the_first_does_not(
+    made, tmp_path, at_once
+):
     said = tmp_path / "said"
     options = stages.options("pretext_train", made, tmp_path / "out", epochs=5000)
-    child = stages.start("pretext_train", [*options, "--state", str(tmp_path / "state")], said)
+    options += ["--state", str(tmp_path / "state")]
+    child = stages.start("pretext_train", options, said, save_slowly)
     wait_for('"epoch"', said, child)
     child.terminate()
-    child.terminate()
+    time.sleep(0.1)
+    os.kill(child.pid, signal.SIGUSR1)  # schedulers and launchers say it twice
+    wait_for("saving", said, child)
     begun = time.monotonic()
+    if at_once:
+        time.sleep(ending.ECHO + 0.2)
+        child.terminate()
     child.join(20)
     assert child.exitcode == CODE, said.read_text()
-    assert time.monotonic() - begun < 2
+    assert (time.monotonic() - begun < 5) == at_once
+    assert ("run it again to go on" in said.read_text()) != at_once
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -73,7 +73,7 @@ def test_jobs_run_as_pods_and_an_evicted_one_goes_on_with_more_memory(folder, tm
         manifest = json.loads(path.read_text())
         pod = manifest["spec"]["template"]["spec"]
         (job,) = pod["containers"]
-        assert manifest["spec"]["activeDeadlineSeconds"] == 1440 * 60
+        assert manifest["spec"]["template"]["spec"]["activeDeadlineSeconds"] == 1440 * 60
         assert pod["volumes"] == site["volumes"] and job["image"] == site["containers"][0]["image"]
         assert job["workingDir"] == str(folder)
         assert job["resources"]["limits"]["nvidia.com/gpu"] == "1"

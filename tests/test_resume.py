@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import math
@@ -5,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import crafted
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import torch
 from test_training import job
 
-from kt.core import resume, training
+from kt.core import ending, resume, training
 from kt.core.step import ConfigError, DataError, Interrupted, ResourceError
 
 EPOCHS, STEPS = 3, 12  # four steps an epoch
@@ -271,28 +274,85 @@ def test_a_failed_write_leaves_the_states_as_they_were(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- the whole step
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path, processes):
-    crafted.write_pack(tmp_path / "pack.h5", crafted.scenes(200, 27), crafted.names(200))
+def started_step(folder, processes: int, steps: int = 2000) -> subprocess.Popen:
+    """Starts a training in a session of its own that keeps a state only when it is stopped."""
+    crafted.write_pack(folder / "pack.h5", crafted.scenes(200, 27), crafted.names(200))
     report = {"mean": [0.5] * 3, "std": [0.2] * 3, "digests": {}}
-    (tmp_path / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report))
     command = [
-        sys.executable, "-m", "kt.pretext_train", "--pack", tmp_path / "pack.h5",
-        "--data-report", tmp_path / "report.json", "--backbone", json.dumps(crafted.PLAIN),
+        sys.executable, "-m", "kt.pretext_train", "--pack", folder / "pack.h5",
+        "--data-report", folder / "report.json", "--backbone", json.dumps(crafted.PLAIN),
         "--task", json.dumps(crafted.JIGSAW), "--training", json.dumps(crafted.TRAINING),
-        "--seed", "0", "--state", tmp_path / "state", "--output", tmp_path / "model",
-        "--epochs", "2000", "--processes", str(processes), "--threads", "1",
-        "--log", tmp_path / "log",
+        "--seed", "0", "--state", folder / "state", "--output", folder / "model",
+        "--epochs", str(steps), "--processes", str(processes), "--threads", "1",
+        "--log", folder / "log",
     ]  # fmt: skip
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def family(pid: int) -> list[int]:
+    """Lists a process and all that it started, in whatever session."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def every_process(pid: int, number: int) -> None:
+    """Signals as a scheduler does that knows the processes of a job by their cgroup."""
+    for one in family(pid):
+        os.kill(one, number)
+
+
+TWO = pytest.param(2, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("to", [os.kill, os.killpg, every_process])
+@pytest.mark.parametrize("processes", [1, TWO])
+def test_sigterm_ends_the_step_with_75_and_a_state_and_no_model(tmp_path, processes, to):
+    started = started_step(tmp_path, processes)
     assert any('"epoch"' in line for line in iter(started.stderr.readline, ""))
-    started.send_signal(signal.SIGTERM)
+    to(started.pid, signal.SIGTERM)
     rest = started.communicate(timeout=100)[1]
     assert started.returncode == Interrupted.exit_code == 75, rest
     assert "run it again to go on" in rest
     assert processes > 1 or "Traceback" not in rest
     assert len(list((tmp_path / "state").glob("step-*.state"))) == 1
     assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["launcher", "torchrun", "again"])
+def test_processes_that_were_launched_do_not_outlive_their_launcher(tmp_path, lost):
+    started = started_step(tmp_path, 2)
+    assert any('"epoch"' in line for line in iter(started.stderr.readline, ""))
+    launcher, torchrun, *workers = family(started.pid)
+    assert len(workers) >= 2
+    if lost == "torchrun":  # its processes are stopped as by a signal, and waited for
+        os.kill(torchrun, signal.SIGKILL)
+    elif lost == "launcher":
+        os.kill(launcher, signal.SIGKILL)
+    else:
+        os.kill(launcher, signal.SIGUSR1)
+        time.sleep(ending.ECHO + 0.1)
+        with contextlib.suppress(ProcessLookupError):  # it was quick
+            os.kill(launcher, signal.SIGUSR1)
+    rest = started.communicate(timeout=60)[1]  # all have closed it
+    assert started.returncode in (75, -9) and (started.returncode == -9) == (lost == "launcher"), (
+        rest
+    )
+    states = list((tmp_path / "state").glob("step-*.state"))
+    assert len(states) == 1 or lost != "torchrun"
+    assert all(not Path(f"/proc/{pid}").exists() or state(pid) == "Z" for pid in workers)
+
+
+def state(pid: int) -> str:
+    """Gives the letter of a process's state."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def test_a_training_that_fails_keeps_its_last_state(tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ class Scratch:
 
     def __setitem__(self, part: slice, block: np.ndarray) -> None:
         """Writes rows without a step."""
+        if not len(block):
+            return
         raw = memoryview(np.ascontiguousarray(block, np.float32)).cast("B")
         offset = part.start * self.shape[1] * 4
         while len(raw):

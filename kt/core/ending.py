@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 log = logging.getLogger("kt")
 
@@ -49,6 +50,7 @@ class Interrupted(StepError):
 # ---------------------------------------------------------------------------- signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ECHO = 1.0  # seconds
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 MEMORY = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 LACKS = {
@@ -71,8 +73,12 @@ class _Ending:
     def __init__(self):
         self.at_once = True  # before the work and after it there is nothing to tidy up
         self.signal = ""
+        self.heard: float | None = None  # when the first one came
+        self.launched = False
 
     def on_signal(self, number, frame) -> None:
+        if is_echo():
+            return
         if self.at_once or self.signal:
             os.write(2, b"error: stopped by a signal; run the same command again\n")
             os._exit(Interrupted.exit_code)
@@ -89,6 +95,24 @@ def _is_program() -> bool:
     return spec is not None and spec.name.startswith("kt.")
 
 
+def is_echo() -> bool:
+    """Says whether a signal is but the echo of the first: one act of stopping comes several times.
+
+    A scheduler signals each process of a job, and launchers among them hand it on. For processes
+    that were launched all later ones are echoes; the launcher ends them if it must be at once.
+    """
+    now = time.monotonic()
+    if _ending.heard is None:
+        _ending.heard = now
+        return False
+    return _ending.launched or now - _ending.heard < ECHO
+
+
+def heed_launcher() -> None:
+    """Makes this process one that was launched."""
+    _ending.launched = True
+
+
 def catch_signals() -> None:
     """Makes SIGTERM, SIGINT and SIGUSR1 end this process with 75, tidily once the work began."""
     for number in SIGNALS:
@@ -100,10 +124,11 @@ if _is_program():  # at once, since imports take a second
 
 
 class Flag:
-    """While it is entered, the first SIGTERM, SIGINT or SIGUSR1 sets an event, a second exits."""
+    """While it is entered, the first signal of `SIGNALS` sets an event, a later one exits."""
 
     def __enter__(self) -> threading.Event:
         """Takes the signals over and gives the event."""
+        _ending.heard = None
         self.event = threading.Event()
         self.before = {}
         if threading.current_thread() is threading.main_thread():
@@ -112,6 +137,8 @@ class Flag:
         return self.event
 
     def _on_signal(self, number, frame) -> None:
+        if is_echo():
+            return
         if self.event.is_set():
             os._exit(Interrupted.exit_code)
         self.event.set()

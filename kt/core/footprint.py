@@ -18,6 +18,7 @@ from kt.core.entries import POOL, TEST, TRAIN
 LIMITS = {POOL: "unlabelled", TRAIN: "labelled", TEST: "test"}
 LABEL_BYTES = 8 + 8 + 4  # of an image: label, cluster, distance; its name comes beside them
 NAME_BYTES = 40
+JPEG = 3  # times fewer bytes than pixels at 64 px, more at more
 
 
 class Footprint:
@@ -38,7 +39,9 @@ class Footprint:
         if rule == "ingest":
             dataset = json.loads(options["dataset"])
             numbers = [dataset[limit] for limit in LIMITS.values()]
-            return None if None in numbers else sum(numbers) * 3 * dataset["size"] ** 2
+            pixels = 3 * dataset["size"] ** 2
+            each = pixels // JPEG if dataset["storage"] == "jpeg" else pixels
+            return None if None in numbers else sum(numbers) * each
         if rule in ("pretext_train", "target_train"):
             return _parameter_bytes(options["backbone"])
         if rule == "features" and options.get("model") in self.backbones:
@@ -47,8 +50,9 @@ class Footprint:
             width = _width(backbone, layer, int(options["map"]), dataset["size"])
             return number and number * (4 * width + NAME_BYTES)
         if rule == "pseudo_labels":
-            folder, _, split = Path(options["output"]).stem.partition("-")
-            number, _ = self._rows(f"results/data/{folder}/{split}.h5")
+            name = Path(options["output"]).stem  # a data set and a split, either with hyphens
+            split = next(one for one in LIMITS if name.endswith(f"-{one}"))
+            number, _ = self._rows(f"results/data/{name.removesuffix(f'-{split}')}/{split}.h5")
             return number and number * (LABEL_BYTES + NAME_BYTES)
         return 0
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from kt.core import hardware
+from kt.core.step import ConfigError
 
 TIMEOUT = datetime.timedelta(minutes=5)  # a lost process ends the others after this, at the latest
 
@@ -67,11 +68,21 @@ def wrap(network: nn.Module) -> nn.Module:
 
 
 def synchronise(network: nn.Module) -> None:
-    """Lets the batch norms of a network see the batch of all processes."""
-    if size() > 1:
-        for norm in network.modules():
-            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                norm.__class__ = _synchronised[type(norm)]
+    """Lets the batch norms of a network see the batch of all processes.
+
+    Raises:
+        ConfigError: There is one of another kind, which would see its own share alone.
+    """
+    if size() == 1:
+        return
+    for name, norm in network.named_modules():
+        if type(norm) in _synchronised and norm.affine and norm.momentum is not None:
+            norm.__class__ = _synchronised[type(norm)]
+        elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm) not in _alone:
+            raise ConfigError(
+                f"processes: {name} is a {type(norm).__name__}; over several processes there are "
+                "BatchNorm1d and BatchNorm2d with weights and a momentum; train by one process"
+            )
 
 
 def separate(network: nn.Module) -> None:

@@ -33,7 +33,7 @@ class Reached:
         if place is not None and place.exists():
             try:
                 self._read(place)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged
+            except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
                 self.runs = []
         self.found = sum(len(objective) for _, objective, _ in self.runs)
 

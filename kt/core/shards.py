@@ -23,12 +23,13 @@ from kt.config import Dataset
 from kt.core import copies, decode, jpeg, spill, step, table
 from kt.core.listing import Listing, hash_of
 from kt.core.parts import WHOLE, Part
-from kt.core.step import DataError, log
+from kt.core.step import DataError, lack, log
 
 MOST = 2048  # pictures in a shard
 MOST_BYTES = 32 << 20
 PROBE = 64  # pictures by which the work is judged
 GONE = "was gone when it should be read"
+UNREAD = "cannot be read"  # as may be for the moment only: such a shard is not kept
 MADE = 1  # raised when shards of an earlier version are of no use
 ARRAYS = {"prints": 2, "digests": 1, "modes": 1, "sizes": 2, "faults": 1, "lengths": 1, "data": 1}
 
@@ -109,7 +110,9 @@ class Shards:
                 try:
                     payload = entry.read()
                 except OSError as error:
-                    fault = f"cannot be read: {error.strerror or error}"
+                    if lack(error) == "memory":  # or open files
+                        raise
+                    fault = f"{UNREAD}: {error.strerror or error}"
                     waiting.append((place, pool.submit(Result, fault=fault)))
                 else:
                     waiting.append((place, pool.submit(_packed, payload, self.dataset)))
@@ -162,7 +165,8 @@ class Shards:
                 for name in set(ARRAYS) - {"data"}:
                     table.load(file, name)
                 table.verify(file, "data")
-                return True
+                faults = table.strings(file, "faults")
+                return not any(one == GONE or one.startswith(UNREAD) for one in faults)
         except DataError as error:
             log.warning("%s; it is made anew", error)
         return False

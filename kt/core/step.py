@@ -14,17 +14,14 @@ import json
 import logging
 import os
 import platform
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import kt
-from kt.core import lock
+from kt.core import launch, lock
 
 # Some only to be at hand for every step.
 from kt.core.ending import (  # noqa: F401
@@ -65,9 +62,10 @@ def main(doc, add_arguments, run) -> None:
     arguments = parser.parse_args()
     _limit_threads(arguments.threads)
     gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
+    launch.report_in()
     code = exit_code(_work, run, arguments)
-    if code and "KT_EXIT_CODES" in os.environ:
-        Path(os.environ["KT_EXIT_CODES"], os.environ.get("RANK", "0")).write_text(str(code))
+    if code:
+        launch.report_out(code)
     sys.exit(code)
 
 
@@ -81,7 +79,7 @@ def _work(run, arguments) -> None:
         if not mine:
             log.info("%s: made meanwhile by that process", arguments.output)
         elif max(getattr(arguments, "processes", 1), getattr(arguments, "nodes", 1)) > 1:
-            if code := _launch(arguments):
+            if code := launch.launch(arguments):
                 sys.exit(code)
         else:
             _run(run, arguments)
@@ -91,45 +89,6 @@ def _said(arguments) -> list[str]:
     """Gives the program and the options that say what is made."""
     made = {name: value for name, value in vars(arguments).items() if name not in HOW}
     return [Path(sys.argv[0]).stem, json.dumps(made, default=plain, sort_keys=True)]
-
-
-def _launch(arguments) -> int:
-    """Runs this command in several processes by torchrun; gives the exit code of the step.
-
-    torchrun itself ends with 1 whatever happened, and ends all processes when one fails; so the
-    lowest code is that of the one that failed first, the others were interrupted.
-    """
-    program = [sys.executable, "-m", "torch.distributed.run"]
-    program += ["--nproc-per-node", str(arguments.processes)]
-    program += ["--standalone"] if arguments.nodes == 1 else _meeting(arguments.nodes)
-    if arguments.nodes > 1:  # a torchrun on each, by Slurm
-        program = [*_srun(arguments.nodes, arguments.threads), *program]
-    # The dashes: torchrun would take our --log for a short form of its own options.
-    command = [*program, "-m", "--", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-    shared = arguments.output.parent if arguments.nodes > 1 else None  # all nodes must see it
-    with tempfile.TemporaryDirectory(prefix=".codes-", dir=shared) as folder:
-        started = subprocess.Popen(command, env={**os.environ, "KT_EXIT_CODES": folder})
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda *_: started.terminate())
-        code = started.wait()
-        codes = [int(path.read_text()) for path in Path(folder).iterdir()]
-    return min(codes, default=code)
-
-
-def _srun(nodes: int, threads: int | None) -> list[str]:
-    """Gives the command that starts a program on each node of this Slurm job."""
-    if not shutil.which("srun") or "SLURM_JOB_ID" not in os.environ:
-        raise ConfigError(f"--nodes: {nodes} need a Slurm job, found none around this process")
-    spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
-    return ["srun", *spread, f"--cpus-per-task={threads or 1}", "--kill-on-bad-exit=1"]
-
-
-def _meeting(nodes: int) -> list[str]:
-    """Gives the options by which the torchruns of all nodes find each other: on this one."""
-    job = os.environ.get("SLURM_JOB_ID", "0")
-    port = 20000 + int(job) % 20000  # others on this node have other jobs
-    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={platform.node()}:{port}"]
-    return [f"--nnodes={nodes}", f"--rdzv-id={job}", *where]
 
 
 def _run(run, arguments) -> None:

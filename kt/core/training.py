@@ -153,6 +153,7 @@ class _Run:
                 self.save()
                 if stopped:
                     self.writer.close()
+                    parallel.wait()  # or torchrun would end the one that writes with the others
                     raise Interrupted(
                         f"{job.name}: stopped at step {self.step}; run it again to go on"
                     )

@@ -148,16 +148,27 @@ def count(root: Path, enough: int) -> tuple[int, bool]:
     found = shards(root)
     counts = dict.fromkeys(SPLITS, 0)
     told = {shard.split or POOL for shard in found}
+    learned = POOL if POOL in told else TRAIN
+    wanted: set[str | None] = {None, learned}
     if any(shard.split is None and _has_splits(shard) for shard in found):
-        told, enough = set(), math.inf  # only all names together tell
-    learned = TRAIN if told and POOL not in told else POOL
+        wanted, learned, enough = {None, *SPLITS}, POOL, math.inf  # only all names together tell
     for shard in found:
         if counts[learned] // (1 if learned == POOL else 2) >= enough:
             break
-        for name, _, _, refused in _listed(shard) if shard.split in (None, learned) else ():
+        for name, _, _, refused in _listed(shard) if shard.split in wanted else ():
             if not refused and os.path.splitext(name)[1].lower() in tree.SUFFIXES:
                 counts[name.partition("/")[0]] += 1
     return counts[POOL] or counts[TRAIN] // 2, TRAIN in told or counts[TRAIN] > 0
+
+
+def unread(root: Path) -> str:
+    """Says, for a message, that tars are not read where other things stand beside them."""
+    if not root.is_dir() or are_at(root) or next(root.rglob("*.tar"), None) is None:
+        return ""
+    return (
+        "; the tars in it are not read, as something else is there: they may stand in the folder "
+        f"itself and in its {', '.join(f'{split}/' for split in SPLITS)}, and nothing beside them"
+    )
 
 
 def _has_splits(shard: Shard) -> bool:
@@ -187,6 +198,10 @@ def shards(root: Path) -> list[Shard]:
                 )
             if path.suffix != ".tar" or path.name.startswith("."):
                 continue
+            if not path.exists():
+                raise DataError(
+                    f"{path}: expected a tar, found a link to nothing; mend or remove it"
+                )
             split = folder.name if folder != root else None
             if split is None:
                 known = set(re.split(r"[^a-z]+", path.stem.lower())) & WORDS.keys()
@@ -272,6 +287,8 @@ def _place(member: list, shard: Shard, label: bytes | None) -> None:
     """Gives a member the name that it would have in a folder of splits and classes."""
     name = member[0]
     parts = [part for part in name.split("/") if part not in ("", ".")]
+    if len(parts) > 2 and parts[0] == shard.split:  # train.tar, made of the folder train/
+        parts = parts[1:]
     if name.startswith("/") or tree.DRIVE.match(name) or ".." in parts:
         member[3] = member[3] or "its name leads out of the archive"
     split = shard.split

@@ -28,8 +28,9 @@ def main(script: Path) -> None:
     manifest = yaml.safe_load(Path(__file__).with_name("job.yaml").read_text())
     manifest["metadata"]["name"] = f"kt-{rule}-{uuid.uuid4().hex[:8]}"
     asked = job["resources"]
-    manifest["spec"]["activeDeadlineSeconds"] = 60 * int(asked["runtime"])
-    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    pod = manifest["spec"]["template"]["spec"]
+    pod["activeDeadlineSeconds"] = 60 * int(asked["runtime"])  # of the pod: waiting does not count
+    container = pod["containers"][0]
     container["command"] = ["sh", "-c", COMMAND, str(script.resolve())]
     container["workingDir"] = os.getcwd()
     given = {name: value for name, value in os.environ.items() if name.startswith("KT_")}

@@ -1,0 +1,158 @@
+"""Starts a step's processes by torchrun, stops and ends them with it. Imports no torch.
+
+torchrun itself ends with 1 whatever happened, takes a second signal for leave to end before its
+processes have saved, and leaves them behind when it is killed. So on one machine they are told of
+signals directly, are waited for, and watch the process that launched them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from kt.core import ending
+from kt.core.ending import ConfigError
+
+CODES, LAUNCHER = "KT_EXIT_CODES", "KT_LAUNCHER"
+PATIENCE = 60.0  # seconds in which processes that lost their torchrun may save
+
+
+def launch(arguments) -> int:
+    """Runs this command in several processes; gives the exit code of the step.
+
+    The lowest code is that of the process that failed first, the others were interrupted.
+
+    Raises:
+        ConfigError: Several nodes are wanted, and there is no Slurm job around this process.
+    """
+    here = arguments.nodes == 1
+    program = [sys.executable, "-m", "torch.distributed.run"]
+    program += ["--nproc-per-node", str(arguments.processes)]
+    program += ["--standalone"] if here else _meeting(arguments.nodes)
+    if not here:  # a torchrun on each, by Slurm
+        program = [*_srun(arguments.nodes, arguments.threads), *program]
+    # The dashes: torchrun would take our --log for a short form of its own options.
+    command = [*program, "-m", "--", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    shared = None if here else arguments.output.parent  # all nodes must see it
+    with tempfile.TemporaryDirectory(prefix=".codes-", dir=shared) as folder:
+        found = _Processes(command, Path(folder), here)
+        code = found.wait()
+        codes = [int(path.read_text()) for path in Path(folder).glob("*.code")]
+    return min(codes, default=ending.Interrupted.exit_code if found.told else code)
+
+
+class _Processes:
+    """torchrun and the processes that it started."""
+
+    def __init__(self, command: list[str], folder: Path, here: bool):
+        self.folder, self.here, self.told = folder, here, False
+        self.torchrun: subprocess.Popen | None = None
+        for number in ending.SIGNALS:  # before the start, so that none is lost
+            signal.signal(number, self._on_signal)
+        environment = {**os.environ, CODES: str(folder)}
+        if here:
+            environment[LAUNCHER] = str(os.getpid())
+        # A session of its own: what a group is sent would come twice, from here and directly.
+        self.torchrun = subprocess.Popen(command, env=environment, start_new_session=True)
+        if self.told:
+            self._tell()
+
+    def wait(self) -> int:
+        """Waits for all to end; gives torchrun's exit code."""
+        code = self.torchrun.wait()
+        for number, wait in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, 1.0)):
+            for pid in self._pids():
+                _end(pid, number, wait)
+        return code
+
+    def _on_signal(self, number, frame) -> None:
+        if ending.is_echo():
+            return
+        if self.told:  # a second one
+            self._send(signal.SIGKILL)
+            self.torchrun.kill()
+            os._exit(ending.Interrupted.exit_code)
+        self.told = True
+        if self.torchrun:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._send(signal.SIGTERM):
+            self.torchrun.terminate()
+
+    def _send(self, number: int) -> int:
+        pids = self._pids()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        return len(pids)
+
+    def _pids(self) -> list[int]:
+        """Lists the processes that have begun and not said how they ended."""
+        paths = self.folder.glob("*.pid")
+        return [int(one.read_text()) for one in paths if not one.with_suffix(".code").exists()]
+
+
+def _end(pid: int, number: int, wait: float) -> None:
+    with contextlib.suppress(OSError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, number)
+            select.select([process], [], [], wait)
+        finally:
+            os.close(process)
+
+
+def report_in() -> None:
+    """Lets a process that was launched tell its number, and end at once with its launcher."""
+    if LAUNCHER not in os.environ:
+        return
+    ending.heed_launcher()
+    path = Path(os.environ[CODES], f"{os.environ['RANK']}.pid")
+    path.with_suffix(".tmp").write_text(str(os.getpid()))
+    path.with_suffix(".tmp").replace(path)
+    threading.Thread(target=_watch, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    try:
+        process = os.pidfd_open(launcher)
+    except ProcessLookupError:
+        pass
+    except OSError:  # an old kernel
+        return
+    else:
+        select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def report_out(code: int) -> None:
+    """Leaves the exit code of a process that was launched where its launcher looks."""
+    if CODES in os.environ:
+        with contextlib.suppress(OSError):  # the launcher is gone
+            Path(os.environ[CODES], f"{os.environ.get('RANK', '0')}.code").write_text(str(code))
+
+
+def _srun(nodes: int, threads: int | None) -> list[str]:
+    """Gives the command that starts a program on each node of this Slurm job."""
+    if not shutil.which("srun") or "SLURM_JOB_ID" not in os.environ:
+        raise ConfigError(f"--nodes: {nodes} need a Slurm job, found none around this process")
+    spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    return ["srun", *spread, f"--cpus-per-task={threads or 1}", "--kill-on-bad-exit=1"]
+
+
+def _meeting(nodes: int) -> list[str]:
+    """Gives the options by which the torchruns of all nodes find each other: on this one."""
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    port = 20000 + int(job) % 20000  # others on this node have other jobs
+    where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={platform.node()}:{port}"]
+    return [f"--nnodes={nodes}", f"--rdzv-id={job}", *where]
