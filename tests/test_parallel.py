@@ -143,3 +143,12 @@ def test_synchronised_norms_of_one_process_are_torchs(monkeypatch, norm, shape):
         assert torch.allclose(two.state_dict()[key].float(), value.float(), atol=1e-6), key
     assert torch.allclose(one.weight.grad, two.weight.grad, atol=1e-4)
     assert torch.allclose(one.eval()(maps[0]), two.eval()(maps[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "norm", [type("Other", (nn.BatchNorm2d,), {})(3), nn.BatchNorm2d(3, affine=False)]
+)
+def test_a_norm_that_cannot_see_all_processes_is_refused_by_name(monkeypatch, norm):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=f"0 is a {type(norm).__name__}"):
+        parallel.synchronise(nn.Sequential(norm))

@@ -1,5 +1,6 @@
 """A killed ingest goes on with the next shard and gives the same files."""
 
+import errno
 import json
 import os
 import resource
@@ -18,7 +19,8 @@ from kt.core import rows, shards, table
 from kt.core.entries import POOL, SPLITS
 from kt.core.images import read_pack
 from kt.core.parts import WHOLE, Part
-from kt.core.step import ConfigError, ResourceError
+from kt.core.step import ConfigError, DataError, ResourceError
+from kt.sources import folder
 
 DATASET = {
     "source": "pictures", "size": 16, "unlabelled": None, "labelled": None, "test": None,
@@ -207,6 +209,24 @@ def test_files_that_vanish_between_listing_and_reading_are_rejected(tmp_path, mo
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rejected"] == [{"key": "train-unlabelled/apple/003.png", "reason": shards.GONE}]
     assert len(read_pack(tmp_path / "out" / f"{POOL}.h5")) == 35
+
+
+def test_pictures_that_cannot_be_read_for_the_moment_are_read_again(tmp_path, monkeypatch):
+    place, state = write_folder(tree(12, 3, 3), tmp_path / "drawn"), tmp_path / "state"
+    read = folder._content
+
+    def fails(path):
+        if str(path).endswith("003.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_content", fails)
+        with pytest.raises(DataError, match="cannot be read: Input/output error"):
+            pack(place, tmp_path / "out", state, max_bad_fraction=0.0)
+    assert list(state.glob("shard-*.h5"))
+    pack(place, tmp_path / "out", state, max_bad_fraction=0.0)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["rejected"] == []
 
 
 def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):

@@ -66,6 +66,33 @@ def test_train_without_a_pool_counts_half_and_labels_are_known_by_names(tmp_path
     assert pictures.count_pictures(str(tmp_path)) == (12, True)
 
 
+def test_a_tar_of_the_folder_of_its_split_has_the_classes_below(tmp_path):
+    place = tmp_path / "tars"
+    place.mkdir()
+    for split in SPLITS:
+        write_tar({n: FILES[n] for n in FILES if n.startswith(split + "/")}, place / f"{split}.tar")
+    assert found(place) == found(write_folder(FILES, tmp_path / "folder"), folder)
+
+
+def test_labels_are_known_where_one_tar_has_splits_inside(tmp_path):
+    for name, wanted in (("photos", POOL), ("train", "train"), ("test", "test")):
+        files = {n: FILES[n] for n in FILES if n.startswith(wanted + "/")}
+        write_tar(files, tmp_path / f"{name}.tar")
+    number, labelled = pictures.count_pictures(str(tmp_path))
+    assert labelled and number == sum(name.startswith(POOL) for name in FILES)
+
+
+def test_a_link_to_no_tar_and_tars_beside_other_folders_are_told(tmp_path):
+    (tmp_path / "val").mkdir()
+    write_shards(FILES, tmp_path)
+    assert "are not read" in tars.unread(tmp_path)
+    (tmp_path / "val").rmdir()
+    assert tars.unread(tmp_path) == ""
+    (tmp_path / "zz.tar").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="zz.tar: expected a tar, found a link to nothing"):
+        found(tmp_path)
+
+
 def test_counting_ends_where_there_are_enough(tmp_path, monkeypatch):
     place, read = write_shards(FILES, tmp_path), []
     listed = tars._listed
