@@ -96,6 +96,15 @@ def merge(base, overlay):
     }
 
 
+def with_nulls(value):
+    """Gives a configuration in which the text `null`, as it comes from --config, is null."""
+    if isinstance(value, dict):
+        return {key: with_nulls(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [with_nulls(one) for one in value]
+    return None if value == "null" else value
+
+
 def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -> Config:
     """Gives the checked configuration: config.yaml, own-pictures preset, then the overlays.
 

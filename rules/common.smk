@@ -97,7 +97,7 @@ def overlays():
     for overlay in found:
         if overlay.get("images"):
             overlay["images"] = str(_absolute(str(overlay["images"])))
-    return found
+    return [schema.with_nulls(overlay) for overlay in found]
 
 
 def _absolute(path):

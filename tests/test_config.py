@@ -501,3 +501,9 @@ def test_a_resolved_configuration_can_be_written_and_read_again():
     text = yaml.safe_dump(found.model_dump(mode="json"))
     assert config.check(config.Config, yaml.safe_load(text)) == found
     assert config.dumps(found) == config.dumps(config.check(config.Config, yaml.safe_load(text)))
+
+
+def test_null_on_the_command_line_is_null():
+    said = {"teachers": {"longer": "null"}, "numbers": ["null", 1], "name": "nullable"}
+    null = {"teachers": {"longer": None}, "numbers": [None, 1], "name": "nullable"}
+    assert config.with_nulls(said) == null
