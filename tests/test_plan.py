@@ -16,7 +16,7 @@ from kt.core.step import ConfigError
 from kt.core.task import Context
 from kt.pretext_train import build_task
 
-NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 9469}
+NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 7000}
 PRESETS = [["cifar10.yaml"], ["imagenette.yaml"], ["paper.yaml"]] + [
     ["paper.yaml", f"paper/{path.name}"]
     for path in sorted((running.ROOT / "presets/paper").glob("*.yaml"))
