@@ -460,12 +460,12 @@ def test_transfers_of_ours_follow_what_overlays_do_to_their_teachers():
         return {name: one.of for name, one in settings.transfers.items()}
 
     usual = of()
-    assert usual["several"] == ["deep/block2", "hog"] and usual["hard"] == []
+    assert usual["multi_similarity"] == ["deep/block2", "hog"] and usual["hard"] == []
     assert set(of(hog=None)) == {"hard"}
-    assert set(of(untrained=None)) == set(usual) - {"several_untrained"}
-    assert of(deep={"layers": ["block3"]})["several"] == ["deep/block3", "hog"]
-    assert of(deep={"layers": ["auto"]})["several"] == ["deep/auto", "hog"]
-    assert "several" not in of(deep={"layers": []})
+    assert set(of(untrained=None)) == set(usual) - {"multi_similarity_untrained"}
+    assert of(deep={"layers": ["block3"]})["multi_similarity"] == ["deep/block3", "hog"]
+    assert of(deep={"layers": ["auto"]})["multi_similarity"] == ["deep/auto", "hog"]
+    assert "multi_similarity" not in of(deep={"layers": []})
     assert of(deep={"training": {"epochs": 3}}) == usual
     with pytest.raises(ConfigError, match="transfers.hard.of: 'hogg' is not defined"):
         config.resolve(ROOT, {"transfers": {"hard": {"of": ["hogg"]}}})

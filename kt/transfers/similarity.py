@@ -59,9 +59,12 @@ def build(options: Options, taught: list, seed: int):
 
         def loss(self, outputs, values, smoothing):
             """Gives the cross-entropy of the distributions less the teachers' entropy, averaged."""
+            pairs = zip(self.logits(outputs), self.logits(values), strict=True)
             found = [
-                (wanted.softmax(1) * (wanted.log_softmax(1) - mine.log_softmax(1))).sum(1).mean()
-                for mine, wanted in zip(self.logits(outputs), self.logits(values), strict=True)
+                functional.kl_div(
+                    mine.log_softmax(1), one.log_softmax(1), reduction="batchmean", log_target=True
+                )
+                for mine, one in pairs
             ]
             return sum(found) / len(found)
 
