@@ -1,4 +1,4 @@
-"""Packed images as JPEGs: a fifth to a third of the bytes, decoded when rows are asked for.
+"""Packed images as JPEGs: a fifth to two fifths of the bytes, decoded when rows are asked for.
 
 What `kt.core.images.Pack.images` is for a pack with `storage: jpeg`: it has a shape and gives rows
 as the array of pixels does. Batches are decoded by threads.
