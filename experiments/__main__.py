@@ -16,7 +16,6 @@ import argparse
 import csv
 import datetime
 import importlib
-import itertools
 import json
 import os
 import subprocess
@@ -27,10 +26,10 @@ from typing import Any
 
 import yaml
 
-from experiments.page import drawn_as, page, plot
+from experiments.page import SHOWN, drawn_as, page, plot, runs_of
 from kt import config
-from kt.core import step
-from kt.core.records import with_targets
+from kt.core import step, summary
+from kt.core.records import RIGHT, with_targets
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "experiments"
@@ -63,17 +62,12 @@ def main() -> None:
         if arguments.list:
             print(f"{name}: {about['question']}")
             continue
-        for budget, dataset in runs_of(about) if arguments.data else []:
+        for dataset, budget in runs_of(about) if arguments.data else []:
             chosen = (arguments.only or [dataset], arguments.budgets or [budget])
             if dataset in chosen[0] and budget in chosen[1]:
                 found = run(name, about, dataset, budget, arguments)
                 keep(PLACE / name / kept_as(dataset, budget), found)
         write_page(name, about)
-
-
-def runs_of(about: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lists budgets and data sets; an experiment with one budget does not name it."""
-    return list(itertools.product(about.get("budgets", {"": {}}), about["datasets"]))
 
 
 def kept_as(dataset: str, budget: str) -> str:
@@ -114,7 +108,7 @@ def run(
         peer = importlib.import_module(f"experiments.{about['peer']}")
         records += peer.records(ROOT, folder, settings, arguments.cores)
     return {
-        "records": records,
+        "records": lean(records),
         "cpu_seconds": round(cpu_seconds(folder)),
         "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
         "cores": arguments.cores,
@@ -122,6 +116,16 @@ def run(
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }
+
+
+def lean(records: list[dict]) -> list[dict]:
+    """Leaves out which images were right where no page says a number of it: most of the bytes."""
+    settled = {id(record) for record in summary.settle_layers(records)}
+    wanted = (id(one) in settled and one["evaluation"] in SHOWN for one in records)
+    return [
+        one if keep else {key: value for key, value in one.items() if key != RIGHT}
+        for one, keep in zip(records, wanted, strict=True)
+    ]
 
 
 def keep(path: Path, found: dict[str, Any]) -> None:
@@ -195,7 +199,7 @@ def write_page(name: str, about: dict[str, Any]) -> None:
     """Writes docs/results/NAME.md and its plots from what is kept; nothing where no run is."""
     found = {
         (dataset, budget): json.loads(path.read_text())
-        for budget, dataset in runs_of(about)
+        for dataset, budget in runs_of(about)
         if (path := PLACE / name / kept_as(dataset, budget)).exists()
     }
     if found:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kt.core import charts, summary, verdict
-from kt.core.intervals import TIE, Interval, interval, outcome
-from kt.core.records import ARMS, Column, Record, by_seed, grouped
+from kt.core.intervals import TIE, Interval, outcome
+from kt.core.records import ARMS, RIGHT, Column, Record, grouped
 
 WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
 SHOWN = ("knn", "linear", "finetune")
@@ -37,7 +37,7 @@ def page(
 
     Args:
         name: Of the experiment.
-        about: Its `question`, `title`, `claims`.
+        about: Its `question`, `title`, `datasets`, `budgets`, `claims`.
         found: What was kept, by data set and budget ("" where there is but one).
     """
     parts = [
@@ -45,25 +45,41 @@ def page(
         about["question"].strip(),
         f"Made by `python -m experiments {name} --data FOLDER`; settings: "
         f"[overlay.yaml](../../experiments/{name}/overlay.yaml) over `config.yaml` and "
-        "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds (Student's t); gaps are "
-        "paired by seed. What was chosen was chosen on a held-out part of train.",
+        "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds and test images; gaps "
+        "are paired by both. What was chosen was chosen on a held-out part of train. A gap "
+        "**holds** if it is above its interval and two points; there is **no difference** if all "
+        "of its interval lies within two points.",
     ]
+    missing = [place for place in runs_of(about) if place not in found]
+    if missing:
+        parts.append(f"Not run so far: {'; '.join(map(_named, missing))}.")
     for (dataset, budget), run in found.items():
         records = run["records"]
         claimed = [c for c in about.get("claims", []) if budget in c.get("budgets", [budget])]
-        parts.append("## " + ", ".join(filter(None, (dataset, budget))))
+        parts.append(f"## {_named((dataset, budget))}")
         targets = summary.targets(records)
         for target in targets:
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset, budget)})")
         parts += claims(claimed, records)
+        alone = "" if any(RIGHT in record for record in records) else "± is over seeds alone. "
         parts.append(
-            f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
+            f"{alone}{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
             f"experiments on the same data and budget share; {run['machine']}; "
             f"commit {run['commit']}, {run['date']}."
         )
     return "\n\n".join(parts) + "\n"
+
+
+def runs_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lists data sets and budgets, budget by budget; an experiment with one does not name it."""
+    budgets = about.get("budgets", {"": {}})
+    return [(dataset, budget) for budget in budgets for dataset in about["datasets"]]
+
+
+def _named(place: tuple[str, str]) -> str:
+    return ", ".join(filter(None, place))
 
 
 def drawn_as(name: str, dataset: str, budget: str) -> str:
@@ -126,18 +142,19 @@ def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> lis
         if gap is None:
             lines.append(f"- {claim['text']}: not measured here.")
             continue
-        word = WORDS[outcome(gap)]
-        if claim.get("expect") == "tie":
-            word = equal(gap)
+        word = said(gap, claim.get("expect") == "tie")
         lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).")
     return ["\n".join(lines)] if lines else []
 
 
-def equal(gap: Interval) -> str:
-    """Says whether there is no gap: all of its interval within two points of zero."""
+def said(gap: Interval, equal: bool) -> str:
+    """Says whether a claim holds: that there is a gap or, with `equal`, that there is none."""
+    if gap.n == 1:
+        return "one seed alone"
     if gap.half is not None and abs(gap.mean) + gap.half <= TIE:
-        return WORDS["beats"]
-    return WORDS["tie" if outcome(gap) == "tie" else "behind"]
+        return WORDS["beats"] if equal else "no difference"
+    found = outcome(gap)
+    return WORDS["behind" if equal and found != "tie" else found]
 
 
 def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval | None:
@@ -162,9 +179,5 @@ def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval 
         sides.append([r for r in fits if layer in (None, r.get("layer"))])
     if layer is None:
         sides = [summary.settle_layers(side) for side in sides]
-    if len(sides) == 2:
-        return summary.paired(*sides, column)
-    ours, low, high = (by_seed(side, column) for side in sides)
-    common = sorted(ours.keys() & low.keys() & high.keys())
-    gaps = [ours[seed] - (low[seed] + high[seed]) / 2 for seed in common]
-    return interval(gaps) if gaps else None
+    weights = (1, -1) if len(sides) == 2 else (1, -0.5, -0.5)
+    return summary.combined(list(zip(weights, sides, strict=True)), column)

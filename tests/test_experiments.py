@@ -6,6 +6,7 @@ import shutil
 from xml.etree import ElementTree
 
 import drawing
+import numpy as np
 import pytest
 import yaml
 from running import ROOT, TINY
@@ -14,6 +15,7 @@ from experiments import __main__ as experiments
 from experiments.page import claims, difference, page, plot
 from kt import config
 from kt import workflow as plan
+from kt.core.records import packed
 
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.yaml"))
 CLAIM = {"text": "A beats B", "of": {"model": "a"}, "against": {"model": "b"}, "evaluation": "knn"}
@@ -100,11 +102,37 @@ def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monk
 
 @pytest.mark.parametrize(
     "gap, noise, word",
-    [(0.1, 0.001, "holds"), (-0.1, 0.001, "does not hold"), (0.03, 0.05, "not settled")],
+    [
+        (0.1, 0.001, "holds"),
+        (-0.1, 0.001, "does not hold"),
+        (0.03, 0.05, "not settled"),
+        (0.015, 0.001, "no difference"),
+    ],
 )
 def test_a_claim_holds_or_not_by_the_paired_interval(gap, noise, word):
     (line,) = claims([CLAIM], records(gap, noise))
     assert line.startswith(f"- A beats B: **{word}** (")
+
+
+def test_one_seed_proves_no_claim():
+    (line,) = claims([CLAIM], [r for r in records(0.3) if r["seed"] == 0])
+    assert line.startswith("- A beats B: **one seed alone** (29.8")
+
+
+def test_which_images_were_right_is_kept_where_a_page_says_their_number():
+    found = []
+    for layer, metric, value in [
+        ("one", "validation_top1", 0.5), ("one", "top1", 0.6),
+        ("two", "validation_top1", 0.7), ("two", "top1", 0.6),
+    ]:  # fmt: skip
+        for evaluation in ("linear", "svm"):
+            more = {"evaluation": evaluation, "layer": layer, "metric": metric, "value": value}
+            found.append({**records()[0], **more})
+            if metric == "top1":
+                found[-1]["right"] = packed(np.arange(100) < 60)
+    kept = experiments.lean(found)
+    assert [(r["evaluation"], r["layer"]) for r in kept if "right" in r] == [("linear", "two")]
+    assert [{**r, "right": 0} for r in kept] == [{**r, "right": 0} for r in found]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +172,9 @@ def test_the_page_has_question_command_table_cost_and_machine():
         "commit": "abc",
         "date": "d",
     }
-    text = page(
-        "kinds", {"title": "T", "question": "Q?", "claims": [CLAIM]}, {("photos", ""): kept}
-    )
+    described = {"title": "T", "question": "Q?", "datasets": ["photos", "scenes"]}
+    text = page("kinds", {**described, "claims": [CLAIM]}, {("photos", ""): kept})
+    assert "Not run so far: scenes." in text and "± is over seeds alone" in text
     for part in (
         "# T",
         "Q?",
@@ -158,11 +186,7 @@ def test_the_page_has_question_command_table_cost_and_machine():
         assert part in text
     assert "| **transfer** |" in text and "60.0" in text and "(kinds-photos.svg)" in text
     wide = [{**r, "model": f"wide/{r['model']}", "target": "wide", "value": 0.7} for r in records()]
-    text = page(
-        "kinds",
-        {"title": "T", "question": "Q?"},
-        {("photos", ""): {**kept, "records": records() + wide}},
-    )
+    text = page("kinds", described, {("photos", ""): {**kept, "records": records() + wide}})
     assert re.findall(r"### Target `(\w+)`", text) == ["small", "wide"]
     assert text.count("| **transfer** |") == 2 and "70.0" in text.split("`wide`")[1]
 

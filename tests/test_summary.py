@@ -50,8 +50,81 @@ def test_the_interval_is_that_of_a_t_test(values):
     assert found.half == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
 
-def test_one_seed_has_a_mean_but_no_interval():
+def test_one_seed_has_a_mean_but_no_interval_unless_test_images_are_known():
     assert interval([0.7]) == Interval(0.7, None, 1)
+    images = np.array([1.0, 0, 1, 1])
+    assert interval([0.75], images).half == pytest.approx(1.96 * 0.5 / 2)
+
+
+def crossed(rng, seeds, images):
+    """Draws what each test image gains by a seed's training: both matter, and both together."""
+    gain = 0.4 * rng.normal(size=images) + 0.01 * rng.normal(size=(seeds, 1))
+    return gain + 0.3 * rng.normal(size=(seeds, images))
+
+
+@pytest.mark.parametrize(("seeds", "images"), [(1, 1000), (3, 200), (5, 1000), (5, 4000)])
+def test_the_interval_holds_the_truth_as_often_as_it_says_and_without_images_does_not(
+    seeds, images
+):
+    rng, inside, alone = np.random.default_rng(seeds + images), [], []
+    for _ in range(400):
+        gains = crossed(rng, seeds, images)
+        mean, half, _ = interval(gains.mean(1), gains.mean(0))
+        inside.append(abs(mean) <= half)
+        alone.append(abs(mean) <= (interval(gains.mean(1)).half or 0.0))
+    rate = np.mean(inside)
+    # One seed says nothing of the noise of training, which is the smaller part here.
+    assert rate >= (0.93 if seeds > 1 else 0.9)
+    assert np.mean(alone) < rate - 0.02
+
+
+def answers(value, n=100, **more):
+    """Gives the fields of a record of n images of which the first ones were right."""
+    right = np.arange(n) < round(value * n)
+    return {"value": value, "n": n, "right": records.packed(right), **more}
+
+
+def test_gaps_are_paired_by_test_image():
+    ours = [record("transfer", 0, s) | answers(0.6) for s in range(3)]
+    same = [record("direct", 0, s) | answers(0.5) for s in range(3)]
+    others = [dict(r) for r in same]
+    for r in others:  # as many right, but others
+        r["right"] = records.packed(np.arange(100) >= 50)
+    near, far = summary.paired(ours, same, KNN), summary.paired(ours, others, KNN)
+    assert near.mean == far.mean == pytest.approx(0.1)
+    gains = np.array([0.0] * 50 + [1.0] * 10 + [0.0] * 40)
+    assert near.half == pytest.approx(1.96 * gains.std(ddof=1) / 10)
+    assert far.half > 3 * near.half
+
+
+def test_a_gap_without_the_answers_of_one_side_has_the_interval_over_seeds():
+    ours = [record("transfer", 0, s) | answers(0.6) for s in range(3)]
+    theirs = [record("direct", v, s) for s, v in enumerate([0.5, 0.4, 0.3])]
+    assert summary.paired(ours, theirs, KNN) == interval([0.6 - 0.5, 0.6 - 0.4, 0.6 - 0.3])
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_answers_come_back_as_they_were(right):
+    found = records.unpacked({"right": records.packed(np.array(right)), "n": len(right)})
+    assert found.tolist() == [float(one) for one in right]
+
+
+@pytest.mark.parametrize("right", ["", "!", "AAAAAAAAAAAAAAAAAA==", 7, None])
+def test_answers_that_are_not_those_of_the_value_are_refused(tmp_path, right):
+    path = tmp_path / "knn.json"
+    found = record("transfer", 0) | answers(0.6)
+    path.write_text(json.dumps({"records": [found]}))
+    assert records.read_evaluation(path)[0] == [found]
+    path.write_text(json.dumps({"records": [found | {"right": right}]}))
+    with pytest.raises(DataError, match="expected `right` to hold 100 bits"):
+        records.read_evaluation(path)
+
+
+def test_one_seed_with_test_images_says_what_its_interval_covers():
+    found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
+    comparison = summary.compare(found, ["knn"])
+    assert "test images alone" in verdict.scope(comparison)
+    assert "±" in verdict.sentences(comparison)[0]
 
 
 def of_voc(arm, layer, seed=0, **values):

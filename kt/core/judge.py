@@ -15,6 +15,7 @@ from torch import Tensor
 from kt.core import draws, step, training
 from kt.core.backbone import Backbone, pool
 from kt.core.images import Pack
+from kt.core.records import RIGHT, packed
 from kt.core.step import DataError
 
 BATCH = 500
@@ -147,6 +148,23 @@ def once(place: Path | None, make: Callable[[], list[dict]]) -> list[dict]:
 def records(values: dict[str, float], n: int, **more) -> list[dict]:
     """Turns scores into records: one per metric, with the number of images judged."""
     return [{"metric": name, "value": value, "n": n, **more} for name, value in values.items()]
+
+
+def judged(
+    predicted: Tensor, labels: Tensor, values: dict[str, float] | None = None, **more
+) -> list[dict]:
+    """Gives records of predictions (T,) of labels (T,); that of top1 says which ones are right.
+
+    Args:
+        predicted: (T,) int64.
+        labels: (T,) int64.
+        values: Scores, `top1` among them; None for those of `scores`.
+        more: Further fields of each record.
+    """
+    values = scores(predicted, labels) if values is None else values
+    right = {RIGHT: packed((predicted == labels).numpy())}
+    found = records(values, len(predicted), **more)
+    return [one | right if one["metric"] == "top1" else one for one in found]
 
 
 def contingency(one: np.ndarray, two: np.ndarray) -> np.ndarray:

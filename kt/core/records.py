@@ -2,11 +2,12 @@
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
 and, where they apply, `layer, labels_per_class, fraction, k, teacher, teacher_layer, target,
-transfer`, and `chosen`, what `auto` stood for.
+transfer`, `chosen`, what `auto` stood for, and `right`, which of the n images were right.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import statistics
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from kt.core import step
 from kt.core.auto import AUTO
@@ -27,6 +30,7 @@ FIELDS = (
     *("transfer", "chosen"),
 )
 NEEDED = FIELDS[:8]
+RIGHT = "right"  # bits of the images in the order of their pack, the same for all models
 
 
 class Column(NamedTuple):
@@ -42,7 +46,7 @@ def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
     """Reads the records of one evaluation and where they come from.
 
     Raises:
-        DataError: A record lacks a field, or its value is not a fraction.
+        DataError: A record lacks a field, its value is not a fraction, or not that of its `right`.
     """
     content = step.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("records"), list):
@@ -54,7 +58,37 @@ def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
         value = record["value"]
         if not isinstance(value, int | float) or not -1e-6 <= value <= 1 + 1e-6:
             raise DataError(f"{path}: expected a value from 0 to 1, found {value!r} in {record}")
+        if RIGHT in record and not _is_share(record):
+            raise DataError(
+                f"{path}: expected `{RIGHT}` to hold {record['n']} bits, a share of {value} of "
+                f"them set, found others in {record}; remove the file and run again"
+            )
     return content["records"], {"evaluation": path.stem, **content.get("provenance", {})}
+
+
+def packed(right: np.ndarray) -> str:
+    """Gives (N,) bool as text for a record: bits, eight to a byte, in base 64."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpacked(record: Record) -> np.ndarray:
+    """Gives which of a record's images were right, (N,) float64 of 0 and 1.
+
+    Raises:
+        ValueError: It is no base 64, or of another length.
+    """
+    bits = np.frombuffer(base64.b64decode(record[RIGHT], validate=True), np.uint8)
+    found = np.unpackbits(bits, count=record["n"]).astype(float)
+    if len(bits) != -(-record["n"] // 8):
+        raise ValueError(f"expected {record['n']} bits, found {8 * len(bits)}")
+    return found
+
+
+def _is_share(record: Record) -> bool:
+    try:
+        return abs(float(unpacked(record).mean()) - record["value"]) < 1e-6
+    except (ValueError, TypeError):  # of base64 or of a length
+        return False
 
 
 def with_targets(records: Sequence[Record], settings: dict[str, Any]) -> list[Record]:
@@ -125,10 +159,13 @@ def sort_records(
 
 
 def as_csv(records: Sequence[Record]) -> str:
-    """Gives the records as a table, one row each, empty where a field does not apply."""
-    more = sorted({name for record in records for name in record} - set(FIELDS))
+    """Gives the records as a table, one row each, empty where a field does not apply.
+
+    Without `right`, which no eye can read.
+    """
+    more = sorted({name for record in records for name in record} - {*FIELDS, RIGHT})
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*FIELDS, *more], lineterminator="\n")
+    writer = csv.DictWriter(out, [*FIELDS, *more], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(records)
     return out.getvalue()
@@ -140,6 +177,19 @@ def by_seed(records: Iterable[Record], column: Column) -> dict[int, float]:
         (record for record in records if column_of(record) == column), lambda record: record["seed"]
     )
     return {seed: statistics.fmean(r["value"] for r in found[seed]) for seed in sorted(found)}
+
+
+def right_by_seed(records: Iterable[Record], column: Column) -> dict[int, np.ndarray] | None:
+    """Gives seed -> (N,) float64, how far each image was right; None where a record does not say.
+
+    Several records of one seed are averaged, as in `by_seed`.
+    """
+    found = grouped(
+        (record for record in records if column_of(record) == column), lambda record: record["seed"]
+    )
+    if not all(RIGHT in record for group in found.values() for record in group):
+        return None
+    return {seed: np.mean([unpacked(r) for r in group], axis=0) for seed, group in found.items()}
 
 
 def column_of(record: Record) -> Column:

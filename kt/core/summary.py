@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from kt.core.choice import choose, layers_of, scores, settle_layers
 from kt.core.intervals import Interval, interval, outcome
-from kt.core.records import ARMS, Column, Record, by_seed, column_of, grouped, rank
+from kt.core.records import (
+    ARMS,
+    Column,
+    Record,
+    by_seed,
+    column_of,
+    grouped,
+    rank,
+    right_by_seed,
+)
 
 CONTROLS = ("direct", "random", "untrained", "hog", "longer", "supervised")
 VOC = ("voc_classification", "voc_detection", "voc_segmentation")
@@ -156,7 +165,7 @@ def layer_tables(
             of_layer, model = grouped(of_arm[arm], lambda r: r["layer"]), chosen[arm]
             cells = [
                 Cell(
-                    interval(by_seed(of_layer[layer], column).values()),
+                    measured(of_layer[layer], column),
                     layer,
                     (model, column.evaluation, layer) in settled_on,
                 )
@@ -205,7 +214,7 @@ def _cell(records: list[Record], column: Column, several: set) -> Cell | None:
         return None
     named = (found[0]["model"], column.evaluation) in several
     layer = found[0].get("layer") if named else None
-    return Cell(interval(by_seed(found, column).values()), layer, False)
+    return Cell(measured(found, column), layer, False)
 
 
 def mark_best(rows: list[Row], judged: Sequence[bool]) -> list[Row]:
@@ -249,9 +258,37 @@ def _differences(records, columns, chosen) -> dict[Column, list[Difference]]:
 
 def paired(ours: Sequence[Record], theirs: Sequence[Record], column: Column) -> Interval | None:
     """Gives the difference of one quantity over the seeds that both have; None if there is none."""
-    a, b = by_seed(ours, column), by_seed(theirs, column)
-    common = sorted(a.keys() & b.keys())
-    return interval(a[seed] - b[seed] for seed in common) if common else None
+    return combined([(1, ours), (-1, theirs)], column)
+
+
+def measured(records: Sequence[Record], column: Column) -> Interval | None:
+    """Gives one quantity of one model over its seeds and test images."""
+    return combined([(1, records)], column)
+
+
+def combined(parts: Sequence[tuple[float, Sequence[Record]]], column: Column) -> Interval | None:
+    """Gives a weighted sum of one quantity of several models, seed by seed and image by image.
+
+    Args:
+        parts: Weight and records of each model.
+        column: The quantity.
+
+    Returns:
+        The interval over the seeds that all have, and over the test images where all records say
+        which were right; None if no seed is common to all.
+    """
+    weights = [weight for weight, _ in parts]
+    values = [by_seed(records, column) for _, records in parts]
+    right = [right_by_seed(records, column) for _, records in parts]
+    common = sorted(set.intersection(*map(set, values)))
+    if not common:
+        return None
+    images = None
+    if None not in right:
+        images = sum(w * sum(one[s] for s in common) for w, one in zip(weights, right, strict=True))
+        images = images / len(common)
+    sums = (sum(w * one[s] for w, one in zip(weights, values, strict=True)) for s in common)
+    return interval(sums, images)
 
 
 def about(record: Record) -> str:

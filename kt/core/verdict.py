@@ -64,7 +64,7 @@ def percent(value: float) -> str:
 
 
 def spread(value: Interval) -> str:
-    """Writes `79.5 ± 1.1`, in per cent, or `79.5` for one seed."""
+    """Writes `79.5 ± 1.1`, in per cent, or `79.5` where there is no interval."""
     return percent(value.mean) + ("" if value.half is None else f"{PM}{percent(value.half)}")
 
 
@@ -114,7 +114,7 @@ def sentences(comparison: Comparison) -> list[str]:
     gaps = comparison.differences[order[0]]
     main = [gap for gap in gaps if gap.control in MAIN] or gaps
     rest = [gap for gap in gaps if gap not in main]
-    mixed = any(gap.interval.half is not None for gap in gaps)
+    mixed = any(gap.interval.n > 1 for gap in gaps)
     return [
         _sentence(f"On these images {subject}", order[0], main, mixed),
         *([_sentence("Against the other arms it", order[0], rest, mixed)] if rest else []),
@@ -125,7 +125,7 @@ def sentences(comparison: Comparison) -> list[str]:
 def _sentence(subject: str, column: Column, gaps: Sequence[Difference], mixed: bool) -> str:
     """Says in one sentence whom transfer beats, equals and falls behind, and by how much.
 
-    Single seeds are marked where others have intervals (`mixed`); else `scope` says it once.
+    Single seeds are marked where others have more (`mixed`); else `scope` says it once.
     """
     unit, parts = f" points of {long_title(column)}", []
     for outcome, verb in VERBS.items():
@@ -140,8 +140,8 @@ def _sentence(subject: str, column: Column, gaps: Sequence[Difference], mixed: b
 
 
 def _amount(gap: Difference, unit: str, mixed: bool) -> str:
-    mean, half, _ = gap.interval
-    single = mixed and half is None
+    mean, _, seeds = gap.interval
+    single = mixed and seeds == 1
     value = gap.interval if gap.outcome == "tie" else gap.interval._replace(mean=abs(mean))
     number = spread(value) + unit
     name = EXPLAINED.get(gap.control, gap.control)
@@ -172,17 +172,24 @@ def _without_labels(comparison: Comparison) -> list[str]:
 
 def scope(comparison: Comparison) -> str:
     """Says what the intervals cover, and what they do not."""
-    seeds = [gap.interval.n for gaps in comparison.differences.values() for gap in gaps]
-    if not seeds:
+    found = [gap.interval for gaps in comparison.differences.values() for gap in gaps]
+    if not found:
         return ""
+    seeds = [one.n for one in found]
     ties = f"aps below {100 * TIE:.0f} points are ties"
     if max(seeds) == 1:
-        return f"One seed: there is no interval, g{ties}."
+        if all(one.half is None for one in found):
+            return f"One seed: there is no interval, g{ties}."
+        return (
+            "One seed: ± is the 95 % interval over the draw of the test images alone, not over the "
+            f"training of target and teacher: g{ties}, too."
+        )
     number = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
     return (
-        f"Differences are paired by seed ({number} of them); ± is the 95 % interval of Student's "
-        "t. It covers the training of the target and the draw of the labels with one teacher, not "
-        f"the noise of training the teacher again: g{ties}, too."
+        f"Differences are paired by seed ({number} of them) and by test image; ± is the 95 % "
+        "interval over both. It covers the training of the target, the draw of the few labels and "
+        "that of the test images, with one teacher; not the noise of training the teacher again: "
+        f"g{ties}, too."
     )
 
 

@@ -64,8 +64,7 @@ def judged(backbone, data, options: Options, seed: int, **labels) -> list[dict]:
     def make() -> list[dict]:
         rows = draw(data.train, labels.get("fraction") or labels["labels_per_class"], seed)
         predicted = run(backbone, data, rows, options, seed, place)
-        values = judge.scores(predicted, data.test.labels)
-        return judge.records(values, len(predicted), **labels)
+        return judge.judged(predicted, data.test.labels, **labels)
 
     name = "-".join(f"{key}-{value}" for key, value in labels.items() if value is not None)
     place = data.state and data.state / name

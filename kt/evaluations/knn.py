@@ -43,9 +43,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
         {"validation_top1": judge.scores(guess, labels[out])["top1"]}, len(out), layer=layer
     )
     predicted = vote(test, train, labels, data.num_classes, options)
-    return found + judge.records(
-        judge.scores(predicted, data.test.labels), len(predicted), layer=layer
-    )
+    return found + judge.judged(predicted, data.test.labels, layer=layer)
 
 
 def vote(queries, train, labels, num_classes: int, options: Options):

@@ -52,9 +52,8 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
                 best, penalty, chosen = top1, candidate, weights
             start = weights
         weights = fit(rows, labels, chosen, penalty, options.iterations)
-        values = judge.scores(predict(queries, weights), data.test.labels)
         found += judge.records({"validation_top1": best}, len(out), layer=layer)
-        found += judge.records(values, len(queries), layer=layer)
+        found += judge.judged(predict(queries, weights), data.test.labels, layer=layer)
     return found
 
 

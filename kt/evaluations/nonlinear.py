@@ -46,8 +46,7 @@ def judged(backbone, data, layer: str, options: Options, seed: int, place=None) 
     from kt.core import judge
 
     predicted = run(backbone, data, layer, options, seed, place)
-    values = judge.scores(predicted, data.test.labels)
-    return judge.records(values, len(predicted), layer=layer)
+    return judge.judged(predicted, data.test.labels, layer=layer)
 
 
 def run(backbone, data, layer: str, options: Options, seed: int, place=None):

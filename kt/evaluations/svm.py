@@ -57,8 +57,12 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
         cost, (start,), right = choose(rows, train, [kept], out, options, main)
         found += judge.records({RULES[main]: right}, len(out), layer=layer)
         weights = svm.fit(rows, train, start, cost, options.positive_weight, options.iterations)
-        values = scores(svm.decide(queries, weights), test, main)
-        found += judge.records(values, len(queries), layer=layer)
+        decisions = svm.decide(queries, weights)
+        values = scores(decisions, test, main)
+        if main == "top1":
+            found += judge.judged(decisions.argmax(1), data.test.labels, values, layer=layer)
+        else:
+            found += judge.records(values, len(queries), layer=layer)
         for number, draws in few.items():
             _, fitted, _ = choose(rows, train, draws, out, options, main)
             values = [scores(svm.decide(queries, one), test, main)[main] for one in fitted]
