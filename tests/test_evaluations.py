@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kt import config, evaluate
-from kt.core import judge, model, table, training
+from kt.core import judge, model, table, training, views
 from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import clusters, finetune, knn, linear
 
@@ -346,6 +346,28 @@ def test_views_without_augmentation_agree_wholly(backbone, data):
     assert clusters.view_agreement(backbone, data.pool, options, 0) == pytest.approx(1)
     options = clusters.Options(**CLUSTERS)
     assert clusters.view_agreement(backbone, data.pool, options, 0) < 1
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.37])
+def test_views_agree_in_nothing_where_the_last_layer_is_dead(backbone, data, constant):
+    norm = backbone.stages["conv2"][1]
+    torch.nn.init.zeros_(norm.weight)
+    torch.nn.init.constant_(norm.bias, constant)
+    assert clusters.view_agreement(backbone, data.pool, clusters.Options(**CLUSTERS), 0) == 0
+
+
+@pytest.mark.parametrize("alike, expected", [(True, 1.0), (False, 0.0)])
+def test_a_nearly_dead_layer_counts_by_the_few_images_that_excite_it(
+    backbone, data, monkeypatch, alike, expected
+):
+    def features(backbone, pool, index, task, seed, number, layers):
+        rows = torch.zeros(len(index), 8)
+        rows[0 if alike else number, 3] = 1  # one image: two clusters, whatever k
+        return {layers[0]: rows}
+
+    monkeypatch.setattr(views, "features", features)
+    found = clusters.view_agreement(backbone, data.pool, clusters.Options(**CLUSTERS), 0)
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_without_labels_only_the_agreement_of_views_is_told(backbone, data):

@@ -5,7 +5,7 @@ section 5): k-means with as many clusters as classes on the features of train, t
 compared with their labels. `view_nmi` needs no labels: k-means is fitted on one augmented view of
 up to `view_images` pictures of the pool, and that view and another one are assigned; their
 agreement says how far the network sees the same thing in both (ours). No training has seen the
-crops.
+crops. Features that put all images into one cluster agree in nothing: 0.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
 
 
 def view_agreement(backbone, pool, options: Options, seed: int) -> float:
-    """Gives the NMI of the clusters of two views of the same images."""
+    """Gives the NMI of the clusters of two views of the same images; 0 if one holds them all."""
     from kt import cluster
     from kt.core import judge, views
 
@@ -70,7 +70,11 @@ def view_agreement(backbone, pool, options: Options, seed: int) -> float:
     )
     k = min(options.view_clusters, len(index) // 2)
     centroids, _ = cluster.kmeans(one, k, options.iterations, 1, False, seed)
-    return judge.nmi(cluster.assign(one, centroids)[0], cluster.assign(two, centroids)[0])
+    found = [cluster.assign(rows, centroids)[0] for rows in (one, two)]
+    # NMI calls two labellings of one cluster equal, 1: a dead layer would be the best of all.
+    if any(labels.min() == labels.max() for labels in found):
+        return 0.0
+    return judge.nmi(*found)
 
 
 def _unit(rows):
