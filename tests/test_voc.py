@@ -32,6 +32,18 @@ def test_lists_are_read_in_their_order(whole):
     assert voc.names(root, "Main", "trainval") == [f"{row:06d}" for row in range(18)]
 
 
+def test_a_list_to_learn_from_that_holds_pictures_of_the_one_that_judges_is_refused(whole, root):
+    place = voc.folder(whole, PLACE)
+    found = voc.apart(place, "Main", "trainval", "test")
+    assert found == tuple(voc.names(place, "Main", split) for split in ("trainval", "test"))
+    lists = root / "ImageSets/Segmentation"
+    with pytest.raises(DataError) as caught:
+        voc.apart(root, "Segmentation", "trainval", "val")
+    for part in (f"{lists}/trainval.txt", f"{lists}/val.txt", "found 2 that", "such as 000004"):
+        assert part in str(caught.value)
+    assert "take these out" in str(caught.value)
+
+
 def test_labels_are_those_of_the_objects_whatever_the_order_of_the_lists(whole, root):
     place = voc.folder(whole, PLACE)
     found, names = voc.labels(place, "test"), voc.names(place, "Main", "test")

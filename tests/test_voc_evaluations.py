@@ -435,6 +435,24 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert {record["dataset"][:3] for record in one["records"]} == {"VOC"}
 
 
+@pytest.mark.parametrize(
+    "name, taught, judging",
+    [
+        ("voc_classification", "Main/train", "Main/val"),
+        ("voc_classification", "Main/trainval", "Main/test"),
+        ("voc_detection", "Main/trainval", "Main/test"),
+        ("voc_segmentation", "Segmentation/train", "Segmentation/val"),
+    ],
+)
+def test_no_picture_that_judges_is_learned_from(name, taught, judging, backbone, tmp_path):
+    root = drawn_voc.write(tmp_path, 4, 2, 3)
+    lists = root / ("VOC2012" if name == "voc_segmentation" else "VOC2007") / "ImageSets"
+    with open(lists / f"{taught}.txt", "a") as file:
+        file.write((lists / f"{judging}.txt").read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError, match=f"{taught}.txt: expected .* found 1 that .*{judging}.txt"):
+        judged(name, backbone, root)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_devkit_that_is_not_there_is_named_when_the_evaluation_runs(name, backbone, tmp_path):
     with pytest.raises(ConfigError, match="path: expected a PASCAL VOC devkit with VOC20"):

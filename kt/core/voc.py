@@ -85,6 +85,24 @@ def names(root: Path, kind: str, split: str) -> list[str]:
     return found
 
 
+def apart(root: Path, kind: str, taught: str, judged: str) -> tuple[list[str], list[str]]:
+    """Gives the pictures of a split to learn from and of one to judge on, as `names` does.
+
+    Raises:
+        DataError: As `names`, or a picture stands in both.
+    """
+    learned, unseen = names(root, kind, taught), names(root, kind, judged)
+    shared = sorted(set(learned) & set(unseen))
+    if shared:
+        place = root / "ImageSets" / kind
+        raise DataError(
+            f"{place / taught}.txt: expected pictures to learn from that do not judge, found "
+            f"{len(shared)} that stand in {place / judged}.txt, too, such as {shared[0]}; take "
+            "these out of the first list, or name another one"
+        )
+    return learned, unseen
+
+
 def labels(root: Path, split: str) -> np.ndarray:
     """Gives which classes each picture of a split of Main shows.
 

@@ -58,9 +58,9 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     from kt.core import images, judge, voc, voc_metrics
 
     root = voc.folder(options.path, YEAR)
-    names = {
-        split: voc.names(root, "Main", split) for split in ("train", "val", "trainval", "test")
-    }
+    names = {}
+    for pair in (("train", "val"), ("trainval", "test")):
+        names |= zip(pair, voc.apart(root, "Main", *pair), strict=True)
     truth = {split: voc.labels(root, split) for split in ("trainval", "test")}
     kept, out = (
         images.rows_of(names["trainval"], names[split], f"{root}: trainval, {split}")

@@ -50,7 +50,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     from kt.core import judge, voc, voc_metrics
 
     root = voc.folder(options.path, YEAR)
-    seen, unseen = (voc.names(root, "Main", split) for split in ("trainval", "test"))
+    seen, unseen = voc.apart(root, "Main", "trainval", "test")
     taught, truth = ([voc.objects(root, name) for name in names] for names in (seen, unseen))
     network = trained(backbone, root, seen, taught, data.state, options, seed)
     found = [boxes_of(network, picture(root, *pair)) for pair in zip(unseen, truth, strict=True)]

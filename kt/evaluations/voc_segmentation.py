@@ -37,7 +37,11 @@ class Options(Settings):
         list[Name], Field(description="earlier layers whose scores are added; [] none")
     ]
     train: Annotated[
-        Name, Field(description="list in ImageSets/Segmentation to train on, such as train")
+        Name,
+        Field(
+            description="list in ImageSets/Segmentation to train on, such as train; none of val, "
+            "which judges, may stand in it"
+        ),
     ]
     masks: Annotated[
         Name, Field(description="folder of its masks: SegmentationClass, SegmentationClassAug")
@@ -56,13 +60,13 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
 
     Raises:
         ConfigError: The devkit or a layer is not there.
-        DataError: Something in the devkit is not what it should be.
+        DataError: Something in the devkit is not what it should be, or `train` names pictures of
+            val.
     """
     from kt.core import judge, voc, voc_metrics
 
     root = voc.folder(options.path, YEAR)
-    seen = voc.names(root, "Segmentation", options.train)
-    unseen = voc.names(root, "Segmentation", "val")
+    seen, unseen = voc.apart(root, "Segmentation", options.train, "val")
     network = trained(backbone, root, seen, data.state, options, seed)
     counts = 0
     for name in unseen:
