@@ -265,6 +265,21 @@ def test_a_target_is_like_another_one_too():
     assert found["wide"].supervised and not found["deeper"].supervised
 
 
+@pytest.mark.parametrize("arm", config.ARMS)
+def test_no_teacher_is_judged_under_an_arm_whose_networks_are_targets(arm):
+    models = workflow.judged(config.resolve(ROOT, {"teachers": {"own": {"evaluate_as": None}}}))
+    overlay = {"teachers": {"own": {"evaluate_as": arm}}}
+    if arm in {model.describe["arm"] for model in models if model.describe.get("target")}:
+        found = refusal(**overlay)
+        assert (
+            f"teachers.own.evaluate_as: expected random, direct, longer or null, found {arm!r}"
+            in found
+        )
+        assert "write teachers.own.evaluate_as: null (`transfer_as` names the arm" in found
+    else:
+        assert resolve(**overlay).teachers["own"].evaluate_as == arm
+
+
 @pytest.mark.parametrize("kind", ["teachers", "targets"])
 @pytest.mark.parametrize("other", ["deeep", "twin", ["deep"], {"a": 1}, 5, None])
 def test_like_must_name_another_one(kind, other):

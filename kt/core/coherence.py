@@ -6,6 +6,8 @@ from kt.core.checking import nearest, options, pinned, plugin
 from kt.core.ending import ConfigError
 from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
 
+JUDGED_AS = ("random", "direct", "longer")  # arms of teachers; those of the others are targets
+
 
 def check_names(config: Config) -> None:
     """Checks that every name that refers to something refers to something that is there."""
@@ -26,6 +28,7 @@ def check_names(config: Config) -> None:
                     f"teachers.{name}.budget: {part!r} has no budget of its own to add"
                 )
         _check_foreign(name, teacher)
+        _check_arm(name, teacher)
     both = set(config.teachers) & set(config.targets)
     if both:
         raise ConfigError(
@@ -58,6 +61,17 @@ def _check_foreign(name: str, teacher: Teacher) -> None:
     if teacher.features and not teacher.features.endswith((".npy", ".h5", ".hdf5")):
         raise ConfigError(
             f"teachers.{name}.features: expected a .npy or .h5 file, found {teacher.features!r}"
+        )
+
+
+def _check_arm(name: str, teacher: Teacher) -> None:
+    """Checks that a teacher does not compete with targets that were taught or had labels."""
+    if teacher.evaluate_as not in (None, *JUDGED_AS):
+        raise ConfigError(
+            f"teachers.{name}.evaluate_as: expected {', '.join(JUDGED_AS)} or null, found "
+            f"{teacher.evaluate_as!r}, whose networks are targets; write teachers.{name}."
+            f"evaluate_as: null (`transfer_as` names the arm of the targets that {name} teaches), "
+            "or direct for a network with a target's backbone"
         )
 
 

@@ -151,7 +151,8 @@ class Teacher(Settings):
     ]
     transfer_as: Annotated[Literal[ARMS], Field(description="arm of the targets it teaches")]
     evaluate_as: Annotated[
-        Literal[ARMS] | None, Field(description="arm under which it is judged itself; null: is not")
+        Literal[ARMS] | None,
+        Field(description="its own arm, random, direct or longer; null: it is not judged"),
     ]
 
 
