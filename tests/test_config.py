@@ -121,6 +121,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(overlay, key, hint
         ({"datasets": []}, ["datasets:", "[]"]),
         ({"use": {"pretext": "minst"}}, ["use.pretext: 'minst' is not defined"]),
         ({"verdict": ["kn"]}, ["verdict: 'kn'", "did you mean 'knn'"]),
+        ({"verdict": ["finetune"]}, ["verdict: expected", "knn, linear, svm; found finetune"]),
+        ({"verdict": ["knn", "clusters"]}, ["verdict: expected", "svm; found clusters, by which"]),
         ({"clustering": {"pca": None, "whiten": True}}, ["whiten: needs clustering.pca"]),
         ({"teachers": {"deep": {"backbone": "smal"}}}, ["teachers.deep.backbone", "'small'"]),
         ({"teachers": {"deep": {"backbone": {"name": "resnet"}}}}, ["kt/backbones/resnet.py"]),

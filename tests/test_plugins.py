@@ -320,5 +320,6 @@ def test_an_evaluation_gives_fractions_with_what_they_were_counted_over(name, ex
     for record in records:
         assert isinstance(record["metric"], str) and isinstance(record["n"], int)
         assert type(record["value"]) is float and 0 <= record["value"] <= 1
+    assert module.CHOOSES is ("validation_top1" in {record["metric"] for record in records})
     described = [tuple(sorted({**record, "value": 0}.items())) for record in records]
     assert len(set(described)) == len(described)  # no two records say the same thing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kt.core.checking import nearest, options, pinned, plugin
+from kt.core.checking import nearest, options, pinned, plugin, plugins
 from kt.core.ending import ConfigError
 from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
 
@@ -107,6 +107,18 @@ def check_plugins(config: Config) -> None:
         checked = options("evaluations", name, values, f"evaluations.{name}")
         if hasattr(checked, "task"):
             _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task")
+    _check_verdict(config)
+
+
+def _check_verdict(config: Config) -> None:
+    """Checks that what is to choose measures something to choose by."""
+    wrong = [name for name in config.verdict if not plugin("evaluations", name).CHOOSES]
+    if wrong:
+        able = [name for name in plugins("evaluations") if plugin("evaluations", name).CHOOSES]
+        raise ConfigError(
+            f"verdict: expected evaluations that measure a validation score, {', '.join(able)}; "
+            f"found {', '.join(wrong)}, by which nothing can be chosen; take it out"
+        )
 
 
 def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:

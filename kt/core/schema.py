@@ -264,7 +264,8 @@ class Config(Settings):
         dict[Name, dict[str, Any]], Field(description="by name of the file in kt/evaluations")
     ]
     verdict: Annotated[
-        list[Name], Field(description="evaluations whose validation score picks teacher, layer, k")
+        list[Name],
+        Field(description="of knn, linear, svm: whose validation score picks teacher, layer, k"),
     ]
 
     @property

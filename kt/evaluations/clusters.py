@@ -18,6 +18,7 @@ from kt.config import Count, Plugin, Settings
 
 NEEDS_LABELS = False
 FROZEN = True
+CHOOSES = False
 
 
 class Options(Settings):

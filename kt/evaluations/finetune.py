@@ -16,6 +16,7 @@ from kt.config import Count, Plugin, Settings, Training
 
 NEEDS_LABELS = True
 FROZEN = False
+CHOOSES = False
 
 
 def some_labels(options):

@@ -15,6 +15,7 @@ from kt.config import Count, Settings
 
 NEEDS_LABELS = True
 FROZEN = True
+CHOOSES = True
 
 
 class Options(Settings):

@@ -17,6 +17,7 @@ from kt.core.pooling import Pooling
 
 NEEDS_LABELS = True
 FROZEN = True
+CHOOSES = True
 
 
 class Options(Pooling):

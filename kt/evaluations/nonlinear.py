@@ -17,6 +17,7 @@ from kt.config import Count, Plugin, Settings, Training
 
 NEEDS_LABELS = True
 FROZEN = False
+CHOOSES = False
 
 
 class Options(Settings):

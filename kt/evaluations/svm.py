@@ -22,6 +22,7 @@ from kt.core.pooling import Pooling
 
 NEEDS_LABELS = True
 FROZEN = True
+CHOOSES = True  # not with several labels an image: validation_map chooses layers alone
 RULES = {"top1": "validation_top1", "map_area": "validation_map"}  # held-out scores, by metric
 
 

@@ -19,6 +19,7 @@ from kt.config import Count, Name, Schedule, Settings
 
 NEEDS_LABELS = False  # its labels are its own
 FROZEN = False
+CHOOSES = False
 BATCH = 64
 YEAR = "VOC2007"
 

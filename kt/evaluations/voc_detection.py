@@ -17,6 +17,7 @@ from kt.config import Count, Name, Schedule, Settings
 
 NEEDS_LABELS = False  # its labels are its own
 FROZEN = False
+CHOOSES = False
 YEAR = "VOC2007"
 SUPPRESSED = 0.3  # overlap from which the better box of a class stays (Girshick, ICCV 2015)
 

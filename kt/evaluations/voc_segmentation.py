@@ -18,6 +18,7 @@ from kt.config import Name, Schedule, Settings
 
 NEEDS_LABELS = False  # its labels are its own
 FROZEN = False
+CHOOSES = False
 YEAR = "VOC2012"
 
 
