@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.core import figures, pictures, step, summary, table, verdict
+from kt.core.checking import plugin, plugins
 from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_choice, with_targets
 from kt.core.step import ConfigError, DataError, log
@@ -64,7 +65,7 @@ def run(arguments) -> None:
     facts = {
         "models": models,
         "puzzles": read_puzzles(arguments.puzzles, models),
-        "gallery": read_gallery(arguments, records, comparisons[0]),
+        "gallery": read_gallery(arguments, records, comparisons[0], settings),
         "clusters": [pictures.describe_clusters(path) for path in arguments.pseudo_labels],
         "data": [REPORT | step.read_json(path) for path in arguments.data_report],
         "settings": settings,
@@ -134,8 +135,8 @@ def read_puzzles(paths: Sequence[Path], models) -> list[pictures.Puzzles]:
     ]
 
 
-def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
-    """Draws the clusters that taught the chosen transfer model, where they are given."""
+def read_gallery(arguments, records, comparison, settings) -> dict[str, Any] | None:
+    """Draws clusters of the teacher of the chosen transfer model, where they are given."""
     model = comparison.chosen.get("transfer")
     if model is None or not arguments.pack:
         return None
@@ -143,16 +144,25 @@ def read_gallery(arguments, records, comparison) -> dict[str, Any] | None:
     # Of several teachers the first.
     teacher, layer = (str(record.get(name)).split("+")[0] for name in ("teacher", "teacher_layer"))
     wanted = {"teacher": teacher, "layer": layer}
-    taught = record.get("k") is not None  # by clusters; else any k shows what the teacher sees
-    if taught:
+    if record.get("k") is not None:  # else any k shows what the teacher sees
         wanted["k"] = record["k"]
     for path in arguments.pseudo_labels:
         config = pictures.describe_clusters(path)
         if all(str(config.get(name)) == str(value) for name, value in wanted.items()):
             labels = read_labels(arguments.labels[0]) if arguments.labels else None
             groups = pictures.gallery(path, read_pack(arguments.pack[0]), labels)
-            return {"groups": groups, **wanted, "k": config.get("k"), "taught": taught}
+            kind = kind_of_transfer(record, settings)
+            return {"groups": groups, **wanted, "k": config.get("k"), **kind}
     return None
+
+
+def kind_of_transfer(record, settings) -> dict[str, str]:
+    """Gives `kind`, that of a target's transfer, and `about`, its first words; "" if unknown."""
+    name = record.get("transfer") or ""
+    kind = settings.get("transfers", {}).get(name, {}).get("kind", {}).get("name", "")
+    known = kind in plugins("transfers")
+    about = plugin("transfers", kind).__doc__.strip().partition("\n")[0] if known else ""
+    return {"kind": kind, "about": about}
 
 
 # ---------------------------------------------------------------------------- seconds

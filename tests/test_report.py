@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import made_up
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from kt import report
 from kt.core import step
+from kt.core.checking import plugin, plugins
 
 
 @pytest.fixture(scope="module", name="run")
@@ -178,6 +180,23 @@ def test_the_seconds_of_an_arm_are_one_network_and_its_teacher(run):
     assert seconds["small/deep/block2/k100"] == 20 + 140
     totals = dict(report.step_seconds(models, [], [{"seconds": 2.5}]))
     assert totals["ingest"] == 2.5 and totals["pretext: direct"] == 3 * 60
+
+
+@pytest.mark.parametrize("kind", plugins("transfers"))
+def test_the_gallery_says_of_each_kind_of_transfer_what_the_target_learned(run, tmp_path, kind):
+    records = [record | {"transfer": "mine"} for record in made_up.draw_records()]
+    step.write_json(tmp_path / "knn.json", {"records": records})
+    settings = {"verdict": ["knn"], "transfers": {"mine": {"kind": {"name": kind}}}}
+    changes = {"evaluations": [tmp_path / "knn.json"], "settings": json.dumps(settings)}
+    report.run(argparse.Namespace(**vars(run) | changes | {"output": tmp_path}))
+    said = " ".join(unescape((tmp_path / "index.html").read_text()).split())
+    labels = "these clusters are the labels that the target learns"
+    learned = f"The target learned by the kind of transfer {kind}."
+    about = plugin("transfers", kind).__doc__.partition("\n")[0]
+    if kind == "hard":
+        assert labels in said and learned not in said
+    else:
+        assert labels not in said and f"takes for alike. {learned} {about} Each row" in said
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
