@@ -4,6 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kt.core import voc, voc_metrics
 from kt.core.step import DataError
@@ -15,17 +17,21 @@ from kt.core.voc_metrics import Boxes, Curve
 def slow_ranking(scores, truth):
     """The devkit's loops (VOCevalcls), in fractions: 11-point average and area."""
     order = sorted(range(len(scores)), key=lambda row: -scores[row])
-    flags = [truth[row] > 0 for row in order if truth[row] != 0]
-    return slow_average(flags, sum(value > 0 for value in truth))
+    ranked = [(scores[row], truth[row] > 0) for row in order if truth[row] != 0]
+    return slow_average(ranked, sum(value > 0 for value in truth))
 
 
-def slow_average(flags, positives):
-    """From right and wrong in rank order to both averages, as fractions."""
+def slow_average(ranked, positives):
+    """From scores with right or wrong, in rank order, to both averages, as fractions.
+
+    As in the devkit, but that nothing is read off within a group of equal scores.
+    """
     recall, precision, right = [], [], 0
-    for rank, flag in enumerate(flags, 1):
+    for rank, (score, flag) in enumerate(ranked, 1):
         right += flag
-        recall.append(Fraction(right, positives))
-        precision.append(Fraction(right, rank))
+        if rank == len(ranked) or ranked[rank][0] != score:
+            recall.append(Fraction(right, positives))
+            precision.append(Fraction(right, rank))
     eleven = Fraction(0)
     for tenth in range(11):
         reached = [p for r, p in zip(recall, precision, strict=True) if r >= Fraction(tenth, 10)]
@@ -36,10 +42,11 @@ def slow_average(flags, positives):
     return eleven, sum((r[row] - r[row - 1]) * p[row] for row in range(1, len(r)))
 
 
+@pytest.mark.parametrize("values", [12, 10**6])  # with ties, and without
 @pytest.mark.parametrize("seed", range(30))
-def test_rankings_agree_with_the_devkits_loops(seed):
+def test_rankings_agree_with_the_devkits_loops(seed, values):
     random = np.random.default_rng(seed)
-    scores = random.integers(0, 12, 40) / 12  # with ties
+    scores = random.integers(0, values, 40) / values
     truth = random.choice([-1, 0, 1], 40, p=[0.6, 0.15, 0.25])
     truth[0] = 1
     curve = voc_metrics.ranking(scores, truth)
@@ -48,24 +55,49 @@ def test_rankings_agree_with_the_devkits_loops(seed):
     assert voc_metrics.area(curve) == pytest.approx(float(area), abs=1e-12)
 
 
+def curve_of(found, positives):
+    """Gives the curve of a ranking without ties."""
+    return Curve(np.array(found, np.int64), np.arange(1, len(found) + 1), positives)
+
+
 def test_every_tenth_of_recall_is_reached_exactly():
     for positives in range(1, 41):  # 3 of 10 is 0.3, which 3 * 0.1 is not
         for right in range(positives + 1):
-            curve = Curve(np.arange(1, right + 1), positives)
+            curve = curve_of(np.arange(1, right + 1), positives)
             expected = sum(10 * right >= tenth * positives for tenth in range(11)) * bool(right)
             assert voc_metrics.eleven_points(curve) == pytest.approx(expected / 11, abs=1e-12)
+
+
+# Few scores make many ties; at least one picture shows the class.
+SHOWN = st.lists(
+    st.tuples(st.integers(0, 4), st.sampled_from([-1, 0, 1])), min_size=1, max_size=30
+).filter(lambda rows: any(truth == 1 for _, truth in rows))
+
+
+@settings(deadline=None)
+@given(SHOWN, st.randoms())
+def test_the_order_of_pictures_changes_no_score(rows, random):
+    again = random.sample(rows, len(rows))
+    curves = [voc_metrics.ranking(*map(np.array, zip(*one, strict=True))) for one in (rows, again)]
+    assert voc_metrics.mean_precision(curves[:1]) == voc_metrics.mean_precision(curves[1:])
+
+
+def test_equal_scores_are_one_threshold():
+    curve = voc_metrics.ranking(np.array([2, 1, 1, 1]), np.array([-1, 1, -1, 1]))
+    assert (curve.found.tolist(), curve.seen.tolist()) == ([0, 2], [1, 4])
+    assert voc_metrics.area(curve) == voc_metrics.eleven_points(curve) == 0.5
 
 
 def test_a_perfect_ranking_is_one_and_none_is_nought():
     truth = np.array([1, 1, 0, -1, -1])
     perfect = voc_metrics.ranking(np.array([3.0, 2, 9, 1, 0]), truth)
     assert voc_metrics.eleven_points(perfect) == voc_metrics.area(perfect) == 1
-    nothing = Curve(np.zeros(0, np.int64), 4)
+    nothing = curve_of([], 4)
     assert voc_metrics.eleven_points(nothing) == voc_metrics.area(nothing) == 0
 
 
 def test_classes_that_are_not_there_do_not_count():
-    one, none = Curve(np.array([1]), 1), Curve(np.array([0, 0]), 0)
+    one, none = curve_of([1], 1), curve_of([0, 0], 0)
     assert voc_metrics.mean_precision([one, none]) == {"map_11": 1.0, "map_area": 1.0}
     with pytest.raises(DataError, match="all are difficult or missing"):
         voc_metrics.mean_precision([none])
@@ -82,8 +114,8 @@ def slow_detection(found, truth, label):
         for place, score in enumerate(one.scores.tolist())
         if one.labels[place] == label
     ]
-    seen, flags = set(), []
-    for _, number, place in sorted(rows, key=lambda row: row[0]):
+    seen, ranked = set(), []
+    for minus, number, place in sorted(rows, key=lambda row: row[0]):
         x0, y0, x1, y1 = found[number].boxes[place].tolist()
         mine, best, which = (x0 + 1, y0 + 1, x1, y1), -1.0, None
         for index, edges in enumerate(truth[number].boxes.tolist()):
@@ -98,11 +130,11 @@ def slow_detection(found, truth, label):
                 best, which = share, index
         if best >= 0.5 and truth[number].difficult[which]:
             continue
-        flags.append(best >= 0.5 and (number, which) not in seen)
+        ranked.append((minus, best >= 0.5 and (number, which) not in seen))
         if best >= 0.5:
             seen.add((number, which))
     easy = sum(int(((o.labels == label) & ~o.difficult).sum()) for o in truth)
-    return slow_average(flags, easy)
+    return slow_average(ranked, easy)
 
 
 def crowds(seed, pictures=8):
@@ -134,6 +166,22 @@ def test_matching_agrees_with_the_devkits_loops(seed):
             eleven, area = slow_detection(found, truth, label)
             assert voc_metrics.eleven_points(curve) == pytest.approx(float(eleven), abs=1e-12)
             assert voc_metrics.area(curve) == pytest.approx(float(area), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.randoms())
+def test_the_order_of_pictures_and_boxes_changes_no_score(seed, values, random):
+    found, truth = crowds(seed)
+    found = [one._replace(scores=np.ceil(values * one.scores) / values) for one in found]
+    pictures = random.sample(range(len(found)), len(found))
+    mixed = []
+    for one in (found[row] for row in pictures):
+        rows = random.sample(range(len(one.scores)), len(one.scores))
+        mixed.append(Boxes(one.boxes[rows], one.labels[rows], one.scores[rows]))
+    for label in range(3):
+        one = voc_metrics.detection(found, truth, label)
+        two = voc_metrics.detection(mixed, [truth[row] for row in pictures], label)
+        assert all(map(np.array_equal, one, two))
 
 
 def one_picture(boxes, difficult):

@@ -18,28 +18,28 @@ def ranking(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
         scores: (N,) float.
-        positive: (N,) bool, at least one of them true.
+        positive: (N,) bool.
 
     Returns:
         Positives and images with at least that score, (distinct scores,) int64 each.
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan))
     return np.cumsum(positive[order])[last], last + 1
 
 
 def by_area(scores: np.ndarray, positive: np.ndarray) -> float:
     """Gives the area under precision over recall as steps, without interpolation, 0..1.
 
-    Arguments as in `ranking`. The devkits since VOC2010 also raise each precision to the highest
-    at any larger recall; this is the plain sum, scikit-learn's.
+    Arguments as in `ranking`, at least one image positive. The devkits since VOC2010 also raise
+    each precision to the highest at any larger recall; this is the plain sum, scikit-learn's.
     """
     found, seen = ranking(scores, positive)
     return float((np.diff(found, prepend=0) * found / seen).sum() / found[-1])
 
 
 def by_points(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Gives the 11-point average precision of VOC2007, 0..1; arguments as in `ranking`.
+    """Gives the 11-point average precision of VOC2007, 0..1; arguments as in `by_area`.
 
     The mean over recall 0, 0.1, ..., 1 of the highest precision at that recall or a larger one.
     Recalls are compared as whole numbers: 3 of 10 found is a recall of 0.3.

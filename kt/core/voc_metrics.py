@@ -3,6 +3,9 @@
 By the rules of the devkit (VOCevalcls, VOCevaldet, VOCevalseg): what is difficult counts neither
 for nor against; an object is found once, what finds it again is wrong. 11-point averages are those
 of VOC2007, areas those of VOC2010 and later (Everingham et al., IJCV 2010, section 4.2).
+
+Differs from the devkit: what has equal scores stands at one place of the ranking, as in
+`kt.core.precision`, so that no result depends on the order of pictures or boxes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kt.core import precision
 from kt.core.step import DataError
 from kt.core.voc import VOID, Objects
 
@@ -19,14 +23,16 @@ OVERLAP = 0.5  # intersection over union from which a box finds an object
 
 
 class Curve(NamedTuple):
-    """What a ranking finds, rank by rank.
+    """What a ranking finds down to each of its R distinct scores.
 
     Attributes:
-        found: (R,) int64, right ones among the first 1..R that count.
+        found: (R,) int64, right ones with at least that score.
+        seen: (R,) int64, all that count with at least that score.
         positives: How many there are to find.
     """
 
     found: np.ndarray
+    seen: np.ndarray
     positives: int
 
 
@@ -49,7 +55,7 @@ def eleven_points(curve: Curve) -> float:
 
     Recalls are compared as whole numbers: 3 of 10 is 0.3.
     """
-    best = _best_precision(curve.found)
+    best = _best_precision(curve)
     at = [10 * curve.found >= tenth * curve.positives for tenth in range(11)]
     return float(sum(best[reached][0] if reached.any() else 0.0 for reached in at) / 11)
 
@@ -57,13 +63,12 @@ def eleven_points(curve: Curve) -> float:
 def area(curve: Curve) -> float:
     """Gives the area under the best precision at each recall and above, 0..1."""
     gained = np.diff(curve.found, prepend=0)
-    return float((gained * _best_precision(curve.found)).sum() / curve.positives)
+    return float((gained * _best_precision(curve)).sum() / curve.positives)
 
 
-def _best_precision(found: np.ndarray) -> np.ndarray:
-    """Gives the highest precision at each rank and behind it, (R,) float64."""
-    precision = found / np.arange(1, len(found) + 1)
-    return np.maximum.accumulate(precision[::-1])[::-1]
+def _best_precision(curve: Curve) -> np.ndarray:
+    """Gives the highest precision at each score and below it, (R,) float64."""
+    return np.maximum.accumulate((curve.found / curve.seen)[::-1])[::-1]
 
 
 def mean_precision(curves: Sequence[Curve]) -> dict[str, float]:
@@ -82,15 +87,15 @@ def mean_precision(curves: Sequence[Curve]) -> dict[str, float]:
 
 
 def ranking(scores: np.ndarray, truth: np.ndarray) -> Curve:
-    """Ranks pictures by the score of one class; of equal scores the first comes first.
+    """Ranks pictures by the score of one class.
 
     Args:
         scores: (N,) float.
         truth: (N,) 1 shown, -1 not, 0 difficult: left out.
     """
-    order = np.argsort(-scores, kind="stable")
-    counted = truth[order][truth[order] != 0]
-    return Curve(np.cumsum(counted == 1), int((truth == 1).sum()))
+    counted = truth != 0
+    found = precision.ranking(scores[counted], truth[counted] == 1)
+    return Curve(*found, int((truth == 1).sum()))
 
 
 def detection(found: Sequence[Boxes], truth: Sequence[Objects], label: int) -> Curve:
@@ -98,6 +103,7 @@ def detection(found: Sequence[Boxes], truth: Sequence[Objects], label: int) -> C
 
     A box belongs to the object of its class in its picture that it overlaps most. With an overlap
     of `OVERLAP` or more it is right the first time, wrong again, and left out if that is difficult.
+    Which of several boxes of equal score is the first changes no count down to that score.
 
     Args:
         found: For each picture what was detected.
@@ -110,18 +116,20 @@ def detection(found: Sequence[Boxes], truth: Sequence[Objects], label: int) -> C
     wanted = [one.boxes[one.labels == label] for one in truth]
     difficult = [one.difficult[one.labels == label] for one in truth]
     taken = [np.zeros(len(one), bool) for one in wanted]
-    right = []
+    counted, right = [], []
     for row in np.argsort(-scores, kind="stable"):
         picture = pictures[row]
         overlap = overlaps(boxes[row], wanted[picture])
         nearest = overlap.argmax() if len(overlap) else -1
-        if nearest < 0 or overlap[nearest] < OVERLAP:
-            right.append(False)
-        elif not difficult[picture][nearest]:
-            right.append(not taken[picture][nearest])
+        hit = nearest >= 0 and overlap[nearest] >= OVERLAP
+        if hit and difficult[picture][nearest]:
+            continue
+        counted.append(row)
+        right.append(hit and not taken[picture][nearest])
+        if hit:
             taken[picture][nearest] = True
-    positives = sum(int((~one).sum()) for one in difficult)
-    return Curve(np.cumsum(np.array(right, bool)), positives)
+    ranked = precision.ranking(scores[np.array(counted, int)], np.array(right, bool))
+    return Curve(*ranked, sum(int((~one).sum()) for one in difficult))
 
 
 def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
