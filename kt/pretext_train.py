@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
         raise step.ConfigError("--task: needs --training, and --epochs of at least 1 or a --budget")
     pack = images.read_pack(arguments.pack)
-    train, held_out = training.hold_out(pack, 0.05, 1000)
+    train, held_out = training.hold_out(pack)
     backbone = model.fresh(arguments.backbone, arguments.seed)
     context = pool_context(pack, arguments.data_report, arguments.seed)
     if arguments.backbone.name != "hog":  # a descriptor takes pixels as they are
@@ -148,7 +148,7 @@ def _cost(part: dict) -> float:
     from kt.core.task import Context
 
     pack = images.read_pack(Path(part["pack"]))
-    size, number = pack.size, len(training.hold_out(pack, 0.05, 1000)[0])
+    size, number = pack.size, len(training.hold_out(pack)[0])
     ids = torch.arange(2)
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
     task = build_task(config.check(config.Plugin, part["task"]), context)

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     labels, num_classes, transfer = what_to_learn(arguments, pack)
     usable = labels >= 0 if transfer is None else transfer.usable
     number = num_classes if transfer is None else transfer.outputs
-    train, held_out = training.hold_out(pack, 0.05, 1000)
+    train, held_out = training.hold_out(pack)
     train, held_out = train[usable[train]], held_out[usable[held_out]]
     if len(train) < 2 or number < 2:
         raise DataError(
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     learned = images.read_pack(arguments.budget_of) if arguments.budget_of else pack
     epochs = more_epochs(arguments, len(learned))
     if arguments.budget_of:
-        other = len(training.hold_out(learned, 0.05, 1000)[0])
+        other = len(training.hold_out(learned)[0])
         epochs = max(1, round(epochs * other / len(train)))
     parents = [arguments.pack, *parents_of(arguments)]
     digests = [table.digest(path) for path in parents]

@@ -52,6 +52,17 @@ def plugins(tmp_path, monkeypatch):
         sys.modules.pop(".".join(Path(name).with_suffix("").parts), None)
 
 
+@pytest.mark.parametrize(
+    "name, row", [("explanation", "| `supervised` | the target"), ("reference", "/supervised/s")]
+)
+def test_documents_say_how_many_of_the_labels_the_bound_learns_from(name, row):
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").partition(row)[2]
+    assert f"{100 * (1 - training.HELD_OUT):g} % of them" in text.splitlines()[0]
+    assert f"{training.MOST_HELD_OUT:,}" in text[:500]
+    pack = crafted.pack(crafted.noise(60, 12))
+    assert len(training.hold_out(pack)[1]) == 60 * training.HELD_OUT
+
+
 def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 

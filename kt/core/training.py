@@ -29,6 +29,7 @@ from kt.core.optimiser import Optimiser
 from kt.core.step import ConfigError, DataError, Interrupted, log
 from kt.core.task import Task
 
+HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share and number of a pack's images, for the curve alone
 VALIDATIONS = 20  # at most so many over a training
 LOOK = 20  # steps between two looks at the loss on an accelerator: each one waits for it
 
@@ -295,7 +296,9 @@ def rate(done: int, total: int, settings: Training) -> float:
     return 0.1 ** sum(done >= milestone * total for milestone in settings.milestones)
 
 
-def hold_out(pack: Pack, fraction: float, most: int) -> tuple[Tensor, Tensor]:
+def hold_out(
+    pack: Pack, fraction: float = HELD_OUT, most: int = MOST_HELD_OUT
+) -> tuple[Tensor, Tensor]:
     """Splits rows into training and held-out ones by a hash of their keys.
 
     Returns:
