@@ -11,6 +11,7 @@ from typing import Any
 
 from kt import config
 from kt.config import Config, Plugin, Teacher
+from kt.core.ending import ConfigError
 from kt.core.lessons import Lesson, all_lessons, lessons
 
 BUDGET_CLASSES = 100
@@ -244,6 +245,25 @@ def evaluation_jobs(settings: Config, labelled: bool) -> dict[str, dict[str, dic
                     values[key] = {**inner, "epochs": epochs}
             jobs.setdefault("frozen" if module.FROZEN else name, {})[name] = values
     return jobs
+
+
+def check_judged(settings: Config, labelled: bool) -> None:
+    """Checks that the report will have something to tell: evaluations, and networks to judge.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    given = "" if labelled else " without labels"
+    if not evaluation_jobs(settings, labelled):
+        raise ConfigError(
+            f"evaluations: expected one or more, found none that can judge images{given} "
+            "(`clusters` needs no labels)"
+        )
+    if not judged(settings, labelled):
+        raise ConfigError(
+            f"teachers: expected a network to judge, found none on images{given}; name layers to "
+            "transfer from under a teacher's `layers`, or a teacher's own arm under `evaluate_as`"
+        )
 
 
 def fingerprint(*values) -> str:

@@ -63,11 +63,7 @@ def read_config():
                 )
         if not settings.images or judged_on.path != settings.images:  # each is listed once
             labelled = has_labels(judged_on)
-        if not plan.evaluation_jobs(settings, labelled):
-            raise schema.ConfigError(
-                "evaluations: expected one or more, found none that can judge "
-                f"{'' if labelled else 'images without labels '}(`clusters` needs no labels)"
-            )
+        plan.check_judged(settings, labelled)
         return settings, labelled
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -181,6 +181,15 @@ def test_an_evaluation_that_can_judge_is_asked_for_before_anything_runs(place, t
     )
 
 
+def test_a_network_to_judge_is_asked_for_before_anything_runs(place, tmp_path):
+    images = pictures_without(place, tmp_path, "train", "test")  # no labels: no bound either
+    idle = {"layers": [], "evaluate_as": None}
+    names = ("deep", "own", "longer", "untrained", "random", "hog")
+    path = overlay(tmp_path / "x.yaml", {"teachers": dict.fromkeys(names, idle)})
+    words = ["teachers: expected a network to judge", "without labels", "evaluate_as"]
+    refused(plan(place, images=images, files=[path]), CONFIGURATION, *words)
+
+
 def test_a_missing_path_is_refused(place):
     done = plan(place, images="nothing here")
     refused(done, CONFIGURATION, f"found nothing at '{place}/nothing here'")

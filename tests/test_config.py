@@ -346,6 +346,18 @@ def test_without_labels_there_is_no_supervised_bound_and_no_probe():
     assert {name for job in jobs.values() for name in job} == {"clusters"}
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_without_an_evaluation_or_a_network_to_judge_there_is_no_run(labelled):
+    workflow.check_judged(resolve(), labelled)
+    found = resolve(evaluations=dict.fromkeys(BASE["evaluations"]), verdict=[])
+    with pytest.raises(ConfigError, match="evaluations: expected one or more, found none"):
+        workflow.check_judged(found, labelled)
+    idle = {name: {"layers": [], "evaluate_as": None} for name in BASE["teachers"]}
+    bound = {"small": {"supervised": not labelled}}  # without labels there is none
+    with pytest.raises(ConfigError, match="teachers: expected a network to judge, .* `layers`"):
+        workflow.check_judged(resolve(teachers=idle, targets=bound), labelled)
+
+
 def test_fingerprints_are_those_of_the_values():
     one, two = resolve(), resolve()
     assert workflow.fingerprint(one) == workflow.fingerprint(two)

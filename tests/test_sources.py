@@ -249,6 +249,14 @@ def test_labels_are_told_by_names_and_published_sets_have_them(tmp_path):
     assert told("fashion_mnist", None) and told("folder", str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_source_of_yours_may_say_whether_it_has_labels(monkeypatch, labelled):
+    source = SimpleNamespace(has_labels=lambda dataset: dataset.path == "with")
+    monkeypatch.setattr(pictures, "plugin", lambda kind, name: source)
+    path = "with" if labelled else "without"
+    assert pictures.has_labels(SimpleNamespace(source="mine", path=path)) is labelled
+
+
 def test_a_missing_path_is_an_error_of_the_configuration(tmp_path):
     with pytest.raises(ConfigError, match="no such place"):
         pictures.count_pictures(str(tmp_path / "no such place"))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kt.config import Dataset
+from kt.config import Dataset, plugin
 from kt.core import entries as tree
 from kt.core.parts import Part
 from kt.core.step import ConfigError, DataError
@@ -74,12 +74,14 @@ def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
 
 
 def has_labels(dataset: Dataset) -> bool:
-    """Says whether a data set has labelled pictures, by their names; published sets have.
+    """Says whether a data set has labelled pictures, by their names or by what its source says.
 
-    A path that is not there is for `ingest` to refuse.
+    Of sources that say nothing it has: published sets do. A path that is not there is for `ingest`
+    to refuse.
     """
     if dataset.source not in ("pictures", "folder", "archive", "tars"):
-        return True
+        says = getattr(plugin("sources", dataset.source), "has_labels", None)
+        return says is None or says(dataset)
     if not dataset.path or not Path(dataset.path).exists():
         return True
     return count_pictures(dataset.path, tree.FEWEST)[1]
