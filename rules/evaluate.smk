@@ -40,7 +40,7 @@ rule evaluate:
         state=lambda w: plan.state(
             f"{w.model}/{w.job}", {"evaluations": JOBS[w.job], "seed": SETTINGS.seed}
         ),
-        stage_version=5,
+        stage_version=6,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
