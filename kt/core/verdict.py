@@ -43,7 +43,7 @@ VERBS = {
     "tie": "makes no clear difference to",
     "behind": "falls behind",
 }
-EXPLAINED = {"supervised": "supervised (all labels, the bound)"}
+EXPLAINED = {"supervised": "supervised (the bound)"}
 
 
 ARMS = {
@@ -53,8 +53,9 @@ ARMS = {
     "untrained": "transfer from a teacher's architecture with random weights: what augmentation "
     "and architecture give without a pretext task",
     "hog": "transfer from clusters of hand-crafted features alone (oriented gradients)",
-    "transfer": "the target network trained on the teacher's clusters as pseudo-labels",
-    "supervised": "the target network trained on all true labels: the bound",
+    "transfer": "the target network taught by a trained teacher: its clusters as pseudo-labels "
+    "or, by another kind of transfer, what its features say",
+    "supervised": "the target network trained on the true labels of train: the bound",
 }
 
 
