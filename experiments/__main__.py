@@ -108,7 +108,7 @@ def run(
         peer = importlib.import_module(f"experiments.{about['peer']}")
         records += peer.records(ROOT, folder, settings, arguments.cores)
     return {
-        "records": lean(records),
+        "records": lean(records, {claim.get("layer") for claim in about.get("claims", [])}),
         "cpu_seconds": round(cpu_seconds(folder)),
         "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
         "cores": arguments.cores,
@@ -118,10 +118,18 @@ def run(
     }
 
 
-def lean(records: list[dict]) -> list[dict]:
-    """Leaves out which images were right where no page says a number of it: most of the bytes."""
+def lean(records: list[dict], layers: set[str | None]) -> list[dict]:
+    """Leaves out which images were right where no page says a number of it: most of the bytes.
+
+    Args:
+        records: Of all layers.
+        layers: That claims name, beside the one that stands for each probe.
+    """
     settled = {id(record) for record in summary.settle_layers(records)}
-    wanted = (id(one) in settled and one["evaluation"] in SHOWN for one in records)
+    wanted = (
+        one["evaluation"] in SHOWN and (id(one) in settled or one.get("layer") in layers - {None})
+        for one in records
+    )
     return [
         one if keep else {key: value for key, value in one.items() if key != RIGHT}
         for one, keep in zip(records, wanted, strict=True)

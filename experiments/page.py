@@ -45,10 +45,12 @@ def page(
         about["question"].strip(),
         f"Made by `python -m experiments {name} --data FOLDER`; settings: "
         f"[overlay.yaml](../../experiments/{name}/overlay.yaml) over `config.yaml` and "
-        "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds and test images; gaps "
-        "are paired by both. What was chosen was chosen on a held-out part of train. A gap "
-        "**holds** if it is above its interval and two points; there is **no difference** if all "
-        "of its interval lies within two points.",
+        "`presets/photos.yaml`. Per cent of test images, ± 95 % over seeds and, where a section "
+        "does not say otherwise, test images; gaps are paired by both. What was chosen was chosen "
+        "on a held-out part of train. A claim of a gap **holds** if the gap is above its interval "
+        "and two points; there is **no difference** if all of the interval, test images in it, "
+        "lies within two points, and then a claim of equality **holds**; else it is **not "
+        "settled**.",
     ]
     missing = [place for place in runs_of(about) if place not in found]
     if missing:
@@ -57,15 +59,16 @@ def page(
         records = run["records"]
         claimed = [c for c in about.get("claims", []) if budget in c.get("budgets", [budget])]
         parts.append(f"## {_named((dataset, budget))}")
+        if not any(RIGHT in record for record in records):
+            parts.append("Which images were right was not kept here: ± is over seeds alone.")
         targets = summary.targets(records)
         for target in targets:
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset, budget)})")
         parts += claims(claimed, records)
-        alone = "" if any(RIGHT in record for record in records) else "± is over seeds alone. "
         parts.append(
-            f"{alone}{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
+            f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
             f"experiments on the same data and budget share; {run['machine']}; "
             f"commit {run['commit']}, {run['date']}."
         )
@@ -151,7 +154,7 @@ def said(gap: Interval, equal: bool) -> str:
     """Says whether a claim holds: that there is a gap or, with `equal`, that there is none."""
     if gap.n == 1:
         return "one seed alone"
-    if gap.half is not None and abs(gap.mean) + gap.half <= TIE:
+    if gap.images and abs(gap.mean) + gap.half <= TIE:
         return WORDS["beats"] if equal else "no difference"
     found = outcome(gap)
     return WORDS["behind" if equal and found != "tie" else found]

@@ -161,8 +161,8 @@ def kind_of_transfer(record, settings) -> dict[str, str]:
     name = record.get("transfer") or ""
     kind = settings.get("transfers", {}).get(name, {}).get("kind", {}).get("name", "")
     known = kind in plugins("transfers")
-    about = plugin("transfers", kind).__doc__.strip().partition("\n")[0] if known else ""
-    return {"kind": kind, "about": about}
+    about = (plugin("transfers", kind).__doc__ or "") if known else ""
+    return {"kind": kind, "about": about.strip().partition("\n")[0]}
 
 
 # ---------------------------------------------------------------------------- seconds
@@ -222,7 +222,8 @@ def plain_summary(comparisons, models, page: Path) -> str:
         if len(comparisons) > 1:
             parts.append(f"Target {comparison.target}")
         parts.append(
-            "per cent, ± 95 % over seeds, * best without all labels; seconds of training a network"
+            "per cent, ± 95 % over seeds and test images, * best without all labels; seconds to "
+            "train one"
         )
         parts.append(verdict.plain_table(comparison.columns, comparison.arms))
         parts += verdict.wrapped([*verdict.sentences(comparison), verdict.scope(comparison)])

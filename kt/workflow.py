@@ -257,7 +257,7 @@ def check_judged(settings: Config, labelled: bool) -> None:
     if not evaluation_jobs(settings, labelled):
         raise ConfigError(
             f"evaluations: expected one or more, found none that can judge images{given} "
-            "(`clusters` needs no labels)"
+            "(`clusters` and those of PASCAL VOC need no labels)"
         )
     if not judged(settings, labelled):
         raise ConfigError(

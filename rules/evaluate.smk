@@ -11,6 +11,10 @@ SOURCES = sorted(
 SHOWN = [pseudo_labels_of(*source) for source in SOURCES]
 
 
+# Of evaluations: what an interrupted one has done under another version is not taken over.
+EVALUATE_VERSION = 6
+
+
 rule evaluate:
     """Judges all seeds of a model: everything on frozen features, or by fine-tuning."""
     input:
@@ -38,9 +42,9 @@ rule evaluate:
         evaluations=lambda w: dumps(JOBS[w.job]),
         data=lambda w: os.path.dirname(data_report_of("evaluate")),
         state=lambda w: plan.state(
-            f"{w.model}/{w.job}", {"evaluations": JOBS[w.job], "seed": SETTINGS.seed}
+            f"{w.model}/{w.job}", [JOBS[w.job], SETTINGS.seed, EVALUATE_VERSION]
         ),
-        stage_version=6,
+        stage_version=EVALUATE_VERSION,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:

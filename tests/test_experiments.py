@@ -106,12 +106,22 @@ def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monk
         (0.1, 0.001, "holds"),
         (-0.1, 0.001, "does not hold"),
         (0.03, 0.05, "not settled"),
-        (0.015, 0.001, "no difference"),
+        (0.015, 0.001, "not settled"),  # no images say that it is nothing
     ],
 )
 def test_a_claim_holds_or_not_by_the_paired_interval(gap, noise, word):
     (line,) = claims([CLAIM], records(gap, noise))
     assert line.startswith(f"- A beats B: **{word}** (")
+
+
+@pytest.mark.parametrize("claim, word", [({}, "no difference"), ({"expect": "tie"}, "holds")])
+def test_that_there_is_no_gap_takes_test_images(claim, word):
+    found = [
+        {**r, "value": 0.5, "n": 10**5, "right": packed(np.arange(10**5) < 5 * 10**4)}
+        for r in records()
+    ]
+    (line,) = claims([{**CLAIM, **claim}], found)
+    assert f"**{word}** (0.0" in line
 
 
 def test_one_seed_proves_no_claim():
@@ -130,14 +140,16 @@ def test_which_images_were_right_is_kept_where_a_page_says_their_number():
             found.append({**records()[0], **more})
             if metric == "top1":
                 found[-1]["right"] = packed(np.arange(100) < 60)
-    kept = experiments.lean(found)
+    kept = experiments.lean(found, {None})
     assert [(r["evaluation"], r["layer"]) for r in kept if "right" in r] == [("linear", "two")]
+    claimed = experiments.lean(found, {None, "one"})
+    assert [r["layer"] for r in claimed if "right" in r] == ["one", "two"]
     assert [{**r, "right": 0} for r in kept] == [{**r, "right": 0} for r in found]
 
 
 @pytest.mark.parametrize(
     "gap, noise, word",
-    [(0.001, 0.001, "holds"), (0.1, 0.001, "does not hold"), (0.001, 0.05, "not settled")],
+    [(0.001, 0.001, "not settled"), (0.1, 0.001, "does not hold"), (0.001, 0.05, "not settled")],
 )
 def test_a_claim_of_no_gap_needs_an_interval_within_two_points(gap, noise, word):
     (line,) = claims([{**CLAIM, "expect": "tie"}], records(gap, noise))

@@ -40,12 +40,12 @@ def test_the_quantiles_are_those_of_students_t():
     assert np.abs(np.array(T_95) - expected).max() < 6e-4
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=80))
 def test_the_interval_is_that_of_a_t_test(values):
     stats = pytest.importorskip("scipy.stats")
     found = interval(values)
     error = np.std(values, ddof=1) / len(values) ** 0.5
-    expected = stats.t.ppf(0.975, min(len(values) - 1, 30)) * error
+    expected = stats.t.ppf(0.975, len(values) - 1) * error
     assert found.mean == pytest.approx(np.mean(values))
     assert found.half == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
@@ -53,7 +53,8 @@ def test_the_interval_is_that_of_a_t_test(values):
 def test_one_seed_has_a_mean_but_no_interval_unless_test_images_are_known():
     assert interval([0.7]) == Interval(0.7, None, 1)
     images = np.array([1.0, 0, 1, 1])
-    assert interval([0.75], images).half == pytest.approx(1.96 * 0.5 / 2)
+    assert interval([0.75], images).half == pytest.approx(3.182 * 0.5 / 2)
+    assert interval([0.75], images).images
 
 
 def crossed(rng, seeds, images):
@@ -69,9 +70,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says_and_without_images_doe
     rng, inside, alone = np.random.default_rng(seeds + images), [], []
     for _ in range(400):
         gains = crossed(rng, seeds, images)
-        mean, half, _ = interval(gains.mean(1), gains.mean(0))
-        inside.append(abs(mean) <= half)
-        alone.append(abs(mean) <= (interval(gains.mean(1)).half or 0.0))
+        found = interval(gains.mean(1), gains.mean(0))
+        inside.append(abs(found.mean) <= found.half)
+        alone.append(abs(found.mean) <= (interval(gains.mean(1)).half or 0.0))
     rate = np.mean(inside)
     # One seed says nothing of the noise of training, which is the smaller part here.
     assert rate >= (0.93 if seeds > 1 else 0.9)
@@ -93,7 +94,7 @@ def test_gaps_are_paired_by_test_image():
     near, far = summary.paired(ours, same, KNN), summary.paired(ours, others, KNN)
     assert near.mean == far.mean == pytest.approx(0.1)
     gains = np.array([0.0] * 50 + [1.0] * 10 + [0.0] * 40)
-    assert near.half == pytest.approx(1.96 * gains.std(ddof=1) / 10)
+    assert near.half == pytest.approx(1.984 * gains.std(ddof=1) / 10, rel=1e-3)
     assert far.half > 3 * near.half
 
 
@@ -123,8 +124,28 @@ def test_answers_that_are_not_those_of_the_value_are_refused(tmp_path, right):
 def test_one_seed_with_test_images_says_what_its_interval_covers():
     found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
     comparison = summary.compare(found, ["knn"])
-    assert "test images alone" in verdict.scope(comparison)
+    assert "says nothing of the training" in verdict.scope(comparison)
     assert "±" in verdict.sentences(comparison)[0]
+
+
+def test_the_report_says_which_intervals_are_over_seeds_alone():
+    found = [
+        record(arm, value, seed, evaluation=evaluation)
+        | (answers(value) if evaluation == "knn" else {})
+        for arm, value in (("transfer", 0.6), ("direct", 0.4))
+        for seed in range(3)
+        for evaluation in ("knn", "svm")
+    ]
+    said = verdict.scope(summary.compare(found, ["knn"]))
+    assert "over seeds alone for linear-SVM top-1." in said and "training." not in said
+    only = [r for r in found if r["evaluation"] == "knn"]
+    assert "alone" not in verdict.scope(summary.compare(only, ["knn"]))
+
+
+def test_answers_for_different_images_are_not_compared():
+    found = [record("transfer", 0) | answers(0.6), record("direct", 0) | answers(0.6, n=50)]
+    with pytest.raises(DataError, match=r"shapes \(100 images\), shapes \(50 images\)"):
+        records.sort_records(found)
 
 
 def of_voc(arm, layer, seed=0, **values):

@@ -6,8 +6,6 @@ from kt.core.checking import nearest, options, pinned, plugin, plugins
 from kt.core.ending import ConfigError
 from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
 
-JUDGED_AS = ("random", "direct", "longer")  # arms of teachers; those of the others are targets
-
 
 def check_names(config: Config) -> None:
     """Checks that every name that refers to something refers to something that is there."""
@@ -65,13 +63,12 @@ def _check_foreign(name: str, teacher: Teacher) -> None:
 
 
 def _check_arm(name: str, teacher: Teacher) -> None:
-    """Checks that a teacher does not compete with targets that were taught or had labels."""
-    if teacher.evaluate_as not in (None, *JUDGED_AS):
+    """Checks that what is judged beside the targets has the architecture of one."""
+    if teacher.evaluate_as and isinstance(teacher.backbone, Plugin):
         raise ConfigError(
-            f"teachers.{name}.evaluate_as: expected {', '.join(JUDGED_AS)} or null, found "
-            f"{teacher.evaluate_as!r}, whose networks are targets; write teachers.{name}."
-            f"evaluate_as: null (`transfer_as` names the arm of the targets that {name} teaches), "
-            "or direct for a network with a target's backbone"
+            f"teachers.{name}.evaluate_as: expected null or the name of a target as "
+            f"teachers.{name}.backbone, found the backbone {teacher.backbone.name}: arms differ by "
+            "what was learned, not by architecture"
         )
 
 
@@ -112,9 +109,12 @@ def check_plugins(config: Config) -> None:
 
 def _check_verdict(config: Config) -> None:
     """Checks that what is to choose measures something to choose by."""
-    wrong = [name for name in config.verdict if not plugin("evaluations", name).CHOOSES]
-    if wrong:
-        able = [name for name in plugins("evaluations") if plugin("evaluations", name).CHOOSES]
+
+    def chooses(name: str) -> bool:
+        return getattr(plugin("evaluations", name), "CHOOSES", False)
+
+    if wrong := [name for name in config.verdict if not chooses(name)]:
+        able = filter(chooses, plugins("evaluations"))
         raise ConfigError(
             f"verdict: expected evaluations that measure a validation score, {', '.join(able)}; "
             f"found {', '.join(wrong)}, by which nothing can be chosen; take it out"

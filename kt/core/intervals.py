@@ -19,15 +19,23 @@ T_95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-NORMAL_95 = 1.960  # the same of the normal distribution, for the many test images
+NORMAL_95 = 1.960  # the same of the normal distribution
 
 
 class Interval(NamedTuple):
-    """A mean over n seeds and the half-width of its 95 % interval, None where nothing tells it."""
+    """A mean over n seeds and the half-width of its 95 % interval.
+
+    Attributes:
+        mean: Over the seeds.
+        half: None where neither several seeds nor test images tell it.
+        n: Number of seeds.
+        images: Whether the test images are in it.
+    """
 
     mean: float
     half: float | None
     n: int
+    images: bool = False
 
 
 def interval(values: Iterable[float], images: np.ndarray | None = None) -> Interval:
@@ -35,27 +43,34 @@ def interval(values: Iterable[float], images: np.ndarray | None = None) -> Inter
 
     All seeds are judged on the same images, so the spread over seeds does not show what another
     draw of test images would change: five seeds on 1,000 images that differ by chance alone would
-    often pass for a proof. Both spreads are measured and added in squares: Student's t over seeds,
-    the normal distribution over images. What seeds and images do together counts twice, which
-    makes the interval a little too wide (ours; the crossed random effects of variance analysis).
+    often pass for a proof. Both spreads are measured, by Student's t, and added in squares. What
+    seeds and images do together counts twice, which makes the interval a little too wide (ours; the
+    crossed random effects of variance analysis).
 
     Args:
         values: One per seed.
         images: (T,) float, what each test image adds to the mean, averaged over the seeds; None
             where it is not known, which leaves the spread over seeds alone.
 
-    Returns:
-        The interval. More than 31 values use the quantile of 30 degrees of freedom, which is a
-        little too wide.
     """
     values = list(values)
     halves = []
     if len(values) > 1:
-        quantile = T_95[min(len(values) - 1, len(T_95)) - 1]
-        halves.append(quantile * statistics.stdev(values) / len(values) ** 0.5)
-    if images is not None and len(images) > 1:
-        halves.append(NORMAL_95 * float(images.std(ddof=1)) / len(images) ** 0.5)
-    return Interval(statistics.fmean(values), math.hypot(*halves) if halves else None, len(values))
+        halves.append(_half(statistics.stdev(values), len(values)))
+    covered = images is not None and len(images) > 1
+    if covered:
+        halves.append(_half(float(images.std(ddof=1)), len(images)))
+    half = math.hypot(*halves) if halves else None
+    return Interval(statistics.fmean(values), half, len(values), covered)
+
+
+def _half(deviation: float, number: int) -> float:
+    freedom = number - 1
+    if freedom <= len(T_95):
+        quantile = T_95[freedom - 1]
+    else:  # the first terms of t's expansion around the normal distribution
+        quantile = NORMAL_95 + (NORMAL_95**3 + NORMAL_95) / (4 * freedom)
+    return quantile * deviation / number**0.5
 
 
 def outcome(gap: Interval) -> str:

@@ -24,7 +24,8 @@ def ranking(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.nd
         Positives and images with at least that score, (distinct scores,) int64 each.
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=np.nan))
+    ranked = scores[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
     return np.cumsum(positive[order])[last], last + 1
 
 

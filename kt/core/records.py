@@ -59,9 +59,10 @@ def read_evaluation(path: Path) -> tuple[list[Record], dict[str, Any]]:
         if not isinstance(value, int | float) or not -1e-6 <= value <= 1 + 1e-6:
             raise DataError(f"{path}: expected a value from 0 to 1, found {value!r} in {record}")
         if RIGHT in record and not _is_share(record):
+            about = {name: record[name] for name in record if name != RIGHT}
             raise DataError(
                 f"{path}: expected `{RIGHT}` to hold {record['n']} bits, a share of {value} of "
-                f"them set, found others in {record}; remove the file and run again"
+                f"them set, found others in {about}; remove the file and run again"
             )
     return content["records"], {"evaluation": path.stem, **content.get("provenance", {})}
 
@@ -78,10 +79,9 @@ def unpacked(record: Record) -> np.ndarray:
         ValueError: It is no base 64, or of another length.
     """
     bits = np.frombuffer(base64.b64decode(record[RIGHT], validate=True), np.uint8)
-    found = np.unpackbits(bits, count=record["n"]).astype(float)
     if len(bits) != -(-record["n"] // 8):
         raise ValueError(f"expected {record['n']} bits, found {8 * len(bits)}")
-    return found
+    return np.unpackbits(bits, count=record["n"]).astype(float)
 
 
 def _is_share(record: Record) -> bool:
@@ -132,12 +132,15 @@ def sort_records(
         layers: model -> its layers, first to last, where known; others stand in alphabetical order.
 
     Raises:
-        DataError: One quantity was measured on more than one data set.
+        DataError: One quantity was measured on more than one data set, or image by image on
+            different numbers of images.
     """
-    datasets: dict[tuple, set[str]] = {}
+    judged_on: dict[tuple, set[str]] = {}
     for record in records:
-        datasets.setdefault((record["evaluation"], record["metric"]), set()).add(record["dataset"])
-    for (evaluation, metric), names in datasets.items():
+        number = f" ({record['n']} images)" if RIGHT in record else ""
+        found = judged_on.setdefault((record["evaluation"], record["metric"], bool(number)), set())
+        found.add(record["dataset"] + number)
+    for (evaluation, metric, _), names in judged_on.items():
         if len(names) > 1:
             raise DataError(
                 f"{evaluation} {metric} was measured on {', '.join(sorted(names))}; scores on "

@@ -151,8 +151,8 @@ class Teacher(Settings):
     ]
     transfer_as: Annotated[Literal[ARMS], Field(description="arm of the targets it teaches")]
     evaluate_as: Annotated[
-        Literal[ARMS] | None,
-        Field(description="its own arm, random, direct or longer; null: it is not judged"),
+        Literal["random", "direct", "longer"] | None,
+        Field(description="arm under which it is judged itself; null: is not"),
     ]
 
 
@@ -265,7 +265,7 @@ class Config(Settings):
     ]
     verdict: Annotated[
         list[Name],
-        Field(description="of knn, linear, svm: whose validation score picks teacher, layer, k"),
+        Field(description="evaluations whose validation score picks teacher, layer, k"),
     ]
 
     @property

@@ -52,7 +52,7 @@ ARMS = {
     "longer": "direct, trained with the summed budget of teacher and targets",
     "untrained": "transfer from a teacher's architecture with random weights: what augmentation "
     "and architecture give without a pretext task",
-    "hog": "transfer from clusters of hand-crafted features alone (oriented gradients)",
+    "hog": "transfer from hand-crafted features alone (oriented gradients)",
     "transfer": "the target network taught by a trained teacher: its clusters as pseudo-labels "
     "or, by another kind of transfer, what its features say",
     "supervised": "the target network trained on the true labels of train: the bound",
@@ -141,9 +141,10 @@ def _sentence(subject: str, column: Column, gaps: Sequence[Difference], mixed: b
 
 
 def _amount(gap: Difference, unit: str, mixed: bool) -> str:
-    mean, _, seeds = gap.interval
-    single = mixed and seeds == 1
-    value = gap.interval if gap.outcome == "tie" else gap.interval._replace(mean=abs(mean))
+    single = mixed and gap.interval.n == 1
+    value = gap.interval
+    if gap.outcome != "tie":
+        value = value._replace(mean=abs(value.mean))
     number = spread(value) + unit
     name = EXPLAINED.get(gap.control, gap.control)
     if gap.outcome == "tie":
@@ -176,22 +177,25 @@ def scope(comparison: Comparison) -> str:
     found = [gap.interval for gaps in comparison.differences.values() for gap in gaps]
     if not found:
         return ""
-    seeds = [one.n for one in found]
+    seeds = sorted({one.n for one in found})
     ties = f"aps below {100 * TIE:.0f} points are ties"
-    if max(seeds) == 1:
-        if all(one.half is None for one in found):
-            return f"One seed: there is no interval, g{ties}."
-        return (
-            "One seed: ± is the 95 % interval over the draw of the test images alone, not over the "
-            f"training of target and teacher: g{ties}, too."
-        )
-    number = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
-    return (
-        f"Differences are paired by seed ({number} of them) and by test image; ± is the 95 % "
-        "interval over both. It covers the training of the target, the draw of the few labels and "
-        "that of the test images, with one teacher; not the noise of training the teacher again: "
-        f"g{ties}, too."
-    )
+    if not any(one.half for one in found) and seeds == [1]:
+        return f"One seed: there is no interval, g{ties}."
+    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    blind = [
+        long_title(column)
+        for column, gaps in comparison.differences.items()
+        if not all(gap.interval.images for gap in gaps)
+    ]
+    parts = [
+        f"Differences are paired by seed ({number} of them) and test image; ± is the 95 % interval "
+        "over both: the training of the target, the draw of the few labels and of the test images."
+    ]
+    if blind:
+        parts.append(f"It is over seeds alone for {_enumerate(blind)}.")
+    if seeds[0] == 1:
+        parts.append("With one seed it says nothing of the training.")
+    return " ".join([*parts, f"Training the teacher again is not in it: g{ties}, too."])
 
 
 def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
