@@ -40,15 +40,29 @@ def by_area(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def by_points(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Gives the 11-point average precision of VOC2007, 0..1; arguments as in `by_area`.
-
-    The mean over recall 0, 0.1, ..., 1 of the highest precision at that recall or a larger one.
-    Recalls are compared as whole numbers: 3 of 10 found is a recall of 0.3.
-    """
+    """Gives the 11-point average precision of VOC2007, 0..1; arguments as in `by_area`."""
     found, seen = ranking(scores, positive)
-    highest = np.maximum.accumulate((found / seen)[::-1])[::-1]
-    first = np.searchsorted(POINTS * found, np.arange(POINTS + 1) * found[-1])
-    return float(highest[first].mean())
+    return eleven_points(found, seen, int(found[-1]))
+
+
+def eleven_points(found: np.ndarray, seen: np.ndarray, positives: int) -> float:
+    """Gives the mean over recall 0, 0.1, ..., 1 of the highest precision there or above, 0..1.
+
+    Recalls are compared as whole numbers: 3 of 10 found is a recall of 0.3. Where a recall is never
+    reached, the precision is 0.
+
+    Args:
+        found: (R,) int64, positives down to each distinct score, as `ranking` gives them.
+        seen: (R,) int64, all down to that score.
+        positives: How many there are to find, at least as many as are found.
+    """
+    best = np.append(highest(found, seen), 0.0)
+    return float(best[np.searchsorted(POINTS * found, np.arange(POINTS + 1) * positives)].mean())
+
+
+def highest(found: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Gives the highest precision at each score and below it, (R,) float64; arguments as above."""
+    return np.maximum.accumulate((found / seen)[::-1])[::-1]
 
 
 def over_classes(scores: np.ndarray, signs: np.ndarray) -> dict[str, float]:

@@ -51,24 +51,15 @@ class Boxes(NamedTuple):
 
 
 def eleven_points(curve: Curve) -> float:
-    """Averages the best precision at recalls of 0, 0.1, ..., 1 and above, 0..1.
-
-    Recalls are compared as whole numbers: 3 of 10 is 0.3.
-    """
-    best = _best_precision(curve)
-    at = [10 * curve.found >= tenth * curve.positives for tenth in range(11)]
-    return float(sum(best[reached][0] if reached.any() else 0.0 for reached in at) / 11)
+    """Averages the best precision at recalls of 0, 0.1, ..., 1 and above, 0..1."""
+    return precision.eleven_points(*curve)
 
 
 def area(curve: Curve) -> float:
     """Gives the area under the best precision at each recall and above, 0..1."""
     gained = np.diff(curve.found, prepend=0)
-    return float((gained * _best_precision(curve)).sum() / curve.positives)
-
-
-def _best_precision(curve: Curve) -> np.ndarray:
-    """Gives the highest precision at each score and below it, (R,) float64."""
-    return np.maximum.accumulate((curve.found / curve.seen)[::-1])[::-1]
+    best = precision.highest(curve.found, curve.seen)
+    return float((gained * best).sum() / curve.positives)
 
 
 def mean_precision(curves: Sequence[Curve]) -> dict[str, float]:
