@@ -205,6 +205,7 @@ def test_what_cannot_be_chosen_is_refused_before_anything_runs(overlay, message)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_workflow_chooses_and_the_report_says_what(tmp_path):
     pictures = drawing.write_folder(drawing.tree(120, 20, 10), tmp_path / "pictures")
     overlay = {
