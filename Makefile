@@ -66,10 +66,10 @@ demo: $(READY) ## run the workflow with config.yaml; print the table and the pla
 	@echo "Report: $(abspath $(DIR))/results/report/index.html"
 
 plan: $(READY) ## what a run will do and cost, before it; ARGS as for demo
-	@python -m kt.forecast --cores $(CORES) --directory "$(DIR)" $(ARGS)
+	@python -m kt.plan --cores $(CORES) --directory "$(DIR)" $(ARGS)
 
 spent: $(READY) ## the last plan against what the run did cost
-	@python -m kt.forecast --directory "$(DIR)" --spent
+	@python -m kt.plan --directory "$(DIR)" --spent
 
 # A worker on each core. Each takes whole files, in the order of tests/conftest.py; with more than
 # eight all would wait for the file of Slurm.

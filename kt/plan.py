@@ -1,187 +1,314 @@
-"""Says what the trainings of a configuration will cost, before anything runs.
+"""Says what a run will do and cost before anything runs, and afterwards what it did cost.
 
-    python -m kt.plan presets/paper.yaml --images imagenet=1281167
+    make plan ARGS="--config images=PATH"       python -m kt.plan --cores 2 --config images=PATH
+    make spent                                  python -m kt.plan --spent
 
-Counts the multiply-adds of each network's forward pass on one image with all its views; training
-takes three times as many, and a multiply-add is two operations. Hours are those of a device that
-really reaches `--rate` operations a second; what yours reaches, a short run tells (its log has
-images a second). Left out is what is small beside it: reading, extraction, clustering, probes of
-frozen features, PASCAL VOC.
+The options are Snakemake's, and a dry run gives the jobs. A job that ran before in the folder costs
+what its benchmark says. A training that did not costs its operations (`kt.compute`) at the rate of
+the trainings that did, or, where none did, at that of a probe: some steps of each network, here and
+now. Other jobs cost what the middle one of their rule did; without any they are counted as unknown.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
+import json
+import re
+import shlex
+import statistics
+import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from kt import config, workflow
-from kt.core import lessons, step
+from kt import compute, config
+from kt.core import step
+from kt.core.footprint import Footprint
 from kt.core.step import ConfigError
 
-OPERATIONS = 6  # of a training step for each multiply-add of a forward pass
+PROBE = 4.0  # seconds for each network
+RULES = (
+    "ingest_part ingest pretext_train choose features_part features cluster pseudo_labels_part"
+    " pseudo_labels target_train evaluate report"
+).split()
+KEPT = Path("results/plan.json")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """One network's training, `number` times with different seeds.
+class Job(NamedTuple):
+    """A job of the workflow.
 
     Attributes:
-        name: As in its path.
-        number: Of seeds, or of models.
-        multiply_adds: Of one image with all its views.
-        images: Seen in one training, over all epochs.
+        name: As in the paths of its log and benchmark, such as `pretext_train/deep-s0`.
+        options: Of its command, by name; values as text.
     """
 
     name: str
-    number: int
-    multiply_adds: float
-    images: float
+    options: dict[str, str]
 
     @property
-    def operations(self) -> float:
-        """Of all `number` trainings."""
-        return OPERATIONS * self.number * self.multiply_adds * self.images
+    def rule(self) -> str:
+        """Its rule."""
+        return self.name.partition("/")[0]
+
+    @property
+    def kind(self) -> str:
+        """What jobs of like cost share: the rule, and which evaluations."""
+        return f"{self.rule} {self.name.rpartition('-')[2] if self.rule == 'evaluate' else ''}"
+
+
+class Cost(NamedTuple):
+    """What a job costs: seconds, processor seconds, and by what that is known."""
+
+    seconds: float
+    cpu: float
+    by: str
 
 
 def main() -> None:
-    """Parses the command line and prints the table; ends with 2 if something is wrong."""
+    """Parses the command line and prints the table; ends with Snakemake's code if it fails."""
     parser = argparse.ArgumentParser(
         prog="python -m kt.plan",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overlays", nargs="*", type=Path, help="laid over config.yaml, in order")
-    parser.add_argument(
-        "--images", nargs="*", default=[], metavar="DATASET=N",
-        help="number of unlabelled images, where the config says null (all)",
-    )  # fmt: skip
-    parser.add_argument("--rate", type=float, default=1e14, help="operations a second; 1e14")
-    arguments = parser.parse_args()
-    sys.exit(step.exit_code(_print, arguments))
+    parser.add_argument("--spent", action="store_true", help="compare the last plan with the run")
+    parser.add_argument("--directory", type=Path, default=Path(), help="where results/ is")
+    known, options = parser.parse_known_args()
+    work = _spent if known.spent else functools.partial(_print, options)
+    sys.exit(step.exit_code(work, known.directory))
 
 
-def _print(arguments: argparse.Namespace) -> None:
-    root = Path(__file__).parent.parent
-    settings = config.resolve(root, *map(config.read, arguments.overlays))
-    found = costs(settings, _pairs(arguments.images))
-    width = max(len(cost.name) for cost in found)
-    print(f"{'network':{width}}  seeds  M multiply-adds  M images  hours")
-    for cost in found:
-        hours = cost.operations / arguments.rate / 3600
-        print(
-            f"{cost.name:{width}}  {cost.number:5}  {cost.multiply_adds / 1e6:15,.1f}"
-            f"  {cost.images / 1e6:8,.2f}  {hours:.3g}"
-        )
-    hours = sum(cost.operations for cost in found) / arguments.rate / 3600
-    print(f"{hours:.3g} hours in all at {arguments.rate:.3g} operations a second")
+def _print(options: list[str], folder: Path) -> None:
+    options = ["--directory", str(folder), *options]
+    every, due = jobs([*options, "--forceall"]), jobs(options)
+    costs = estimate(every, due, folder)
+    sizes = Footprint((job.rule, job.options) for job in every)
+    print(f"{'step':18} jobs  there  to do     time  CPU time      disk  known by")
+    written: list[int | None] = []
+    for rule in RULES:
+        some = [job for job in due if job.rule == rule]
+        total = sum(job.rule == rule for job in every)
+        if total or some:
+            found = [costs[job.name] for job in some]
+            bytes_ = [sizes.of(job.rule, job.options) for job in some]
+            written += bytes_
+            print(
+                f"{rule:18} {total:4}  {total - len(some):5}  {len(some):5}  {_sums(found, bytes_)}"
+            )
+    found = [costs[job.name] for job in due]
+    print(
+        f"{'all':18} {len(every):4}  {len(every) - len(due):5}  {len(due):5}"
+        f"  {_sums(found, written)}"
+    )
+    print("time is that of one job after the other; disk that of limits, if there are more images")
+    kept = {name: cost and cost._asdict() for name, cost in costs.items()}
+    step.write_json(folder / KEPT, kept)
 
 
-def _pairs(given: list[str]) -> dict[str, int]:
-    pairs = [text.partition("=") for text in given]
-    for name, _, number in pairs:
-        if not number.isdigit():
-            raise ConfigError(f"expected DATASET=N, found {name!r} = {number!r}")
-    return {name: int(number) for name, _, number in pairs}
+def _sums(found: list[Cost | None], written: list[int | None]) -> str:
+    known = [cost for cost in found if cost]
+    seconds, cpu = (sum(cost[field] for cost in known) for field in (0, 1))
+    sources = [cost.by for cost in known] + ["nothing"] * (len(found) - len(known))
+    by = ", ".join(f"{source} {sources.count(source)}" for source in dict.fromkeys(sources))
+    size = f"{sum(one or 0 for one in written) / 1e6:.1f} MB" + "?" * (None in written)
+    return f"{lasting(seconds):>7}  {lasting(cpu):>8}  {size:>8}  {by}"
 
 
-def costs(settings: config.Config, known: dict[str, int]) -> list[Cost]:
-    """Lists what is trained: teachers, targets, the bound, and networks that are fine-tuned.
+def lasting(seconds: float) -> str:
+    """Says how long something takes, such as 12 s, 3.4 min, 5.6 h."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
-    Args:
-        settings: The configuration.
-        known: Data set -> number of unlabelled images, where the configuration leaves it open.
+
+def jobs(options: Iterable[str]) -> list[Job]:
+    """Lists the jobs of a dry run.
 
     Raises:
-        ConfigError: A number is known from neither.
+        SystemExit: Snakemake refused the options; it has said why.
     """
-
-    def number(role: str) -> int:
-        name = getattr(settings.use, role)
-        found = known.get(name) or settings.datasets[name].unlabelled
-        if found is None:
-            raise ConfigError(
-                f"datasets.{name}.unlabelled is null: say how many there are, --images {name}=N"
-            )
-        return found
-
-    def seen(role: str, training) -> int:
-        images = number(role)
-        return images * settings.few_images.epochs(workflow.epochs(settings, training), images)
-
-    size = {role: settings.datasets[name].size for role, name in settings.use}
-    found = []
-    for name in workflow.at_work(settings):
-        teacher = settings.teachers[name]
-        if not workflow.trains(teacher):
-            continue
-        one = multiply_adds(workflow.backbone(settings, teacher), teacher.task, size["pretext"])
-        images = seen("pretext", teacher.training)
-        if teacher.budget:
-            images = sum(_spent(settings, part, seen, size) for part in teacher.budget) / one
-        found.append(Cost(name, workflow.teacher_seeds(settings, name), one, images))
-    judged = {lesson.origin for lesson in lessons.lessons(settings).values()}
-    teaching = {one.folder for one in lessons.describers(settings).values()}
-    for name, target in settings.targets.items():
-        one = multiply_adds(target.backbone, target.task, size["target"])
-        images = seen("target", target.training)
-        for origin in lessons.all_lessons(settings):
-            if origin not in judged and f"results/targets/{name}/{origin}/s0" not in teaching:
-                continue
-            seeds = settings.seeds if origin in judged else 1
-            found.append(Cost(f"{name}/{origin}", seeds, one, images))
-        if target.supervised:
-            found.append(Cost(f"{name}/supervised", settings.seeds, one, images))
-    return found + _tuned(settings, size["evaluate"])
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+        raise SystemExit(done.returncode)
+    lines = re.findall(r"(python -m kt\.\w+ .* --log .+)$", done.stdout, re.M)
+    return [_job(shlex.split(line)) for line in lines]
 
 
-def _tuned(settings: config.Config, size: int) -> list[Cost]:
-    """Gives the evaluations that train networks, of all models together.
-
-    The non-linear probe counts as if nothing were frozen, which is more than it takes.
-    """
-    networks = sum(len(model.seeds) for model in workflow.judged(settings))
-    backbone = next(iter(settings.targets.values())).backbone
-    found = []
-    for job, values in workflow.evaluation_jobs(settings, True).items():
-        if job not in ("finetune", "nonlinear"):
-            continue
-        options = config.options("evaluations", job, values[job])
-        if job == "finetune":
-            times = len(options.labels_per_class) + len(options.fractions)
+def _job(words: list[str]) -> Job:
+    options, key = {}, ""
+    for word in words[3:]:
+        if word.startswith("--") and len(word) > 2:
+            key = word[2:]
+            options[key] = ""
         else:
-            times = len(config.layers(backbone) or [None])
-        one = multiply_adds(backbone, options.task, size)
-        found.append(Cost(f"evaluation {job}", times * networks, one, options.images))
+            options[key] = f"{options[key]} {word}".strip()
+    log = Path(options["log"]).with_suffix("").relative_to("results/logs")
+    return Job(str(log), options)
+
+
+def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str, Cost | None]:
+    """Gives what each job that is due will cost, by name; None where nothing is known.
+
+    Args:
+        every: All jobs of the workflow, as they would be in an empty folder.
+        due: Those that will run.
+        folder: Where results/ is.
+    """
+    measured = {job.name: found for job in every if (found := benchmark(folder, job.name))}
+    images = {
+        job.options["output"]: json.loads(job.options["dataset"])
+        for job in every
+        if job.rule == "ingest"
+    }
+    work = functools.partial(operations, images=images, folder=folder)
+    done_before = [job for job in every if job.name in measured]
+    rates = [(measured[job.name], work(job)) for job in done_before if job.rule in TRAININGS]
+    rates = [(cost.seconds / done, cost.cpu / done) for cost, done in rates if done]
+    middle = {}
+    for kind in {job.kind for job in done_before}:
+        some = [measured[job.name][:2] for job in done_before if job.kind == kind]
+        middle[kind] = Cost(*map(statistics.median, zip(*some, strict=True)), "likeness")
+    found = {}
+    for job in due:
+        if job.name in measured:
+            found[job.name] = measured[job.name]._replace(by="an earlier run")
+        elif job.rule in TRAININGS and (done := work(job)):
+            if rates:
+                seconds, cpu = (
+                    statistics.median(rate[field] for rate in rates) for field in (0, 1)
+                )
+                by = "operations"
+            else:
+                seconds = probe(job.options["backbone"], job.options["task"], _batch(job))
+                cpu, by = seconds, "probe"
+            found[job.name] = Cost(seconds * done, cpu * done, by)
+        else:
+            found[job.name] = middle.get(job.kind)
     return found
 
 
-def _spent(settings, name: str, seen, size) -> float:
-    """Gives the multiply-adds of one training that a budget names."""
-    if name in settings.teachers:
-        other = settings.teachers[name]
-        if not workflow.trains(other):
-            return 0.0
-        one = multiply_adds(workflow.backbone(settings, other), other.task, size["pretext"])
-        return one * seen("pretext", other.training)
-    other = settings.targets[name]
-    one = multiply_adds(other.backbone, other.task, size["target"])
-    return one * seen("target", other.training)
+TRAININGS = ("pretext_train", "target_train")
 
 
-def multiply_adds(backbone: config.Plugin, task: config.Plugin, size: int) -> float:
-    """Gives the multiply-adds of a forward pass of one image with all its views."""
+def benchmark(folder: Path, name: str) -> Cost | None:
+    """Reads what Snakemake measured of a job, if it ran."""
+    path = folder / f"results/benchmarks/{name}.tsv"
+    if not path.exists():
+        return None
+    names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
+    row = dict(zip(names, values, strict=True))
+    return Cost(float(row["s"]), float(row["cpu_time"]), "")
+
+
+def operations(job: Job, images: dict[str, dict[str, Any]], folder: Path) -> float | None:
+    """Gives the operations of a training, None where the number of its images is not known.
+
+    Args:
+        job: The training.
+        images: Settings of the data sets, by the folder they are packed in.
+        folder: Where results/ is.
+    """
+    options = job.options
+    if options["task"] == "null":
+        return None
+    if "budget" in options and (parts := json.loads(options["budget"])):
+        done = [_operations(part, images, folder) for part in parts]
+        return None if None in done else sum(done)
+    values = {key: options.get(key, "null") for key in ("backbone", "task", "few-images")}
+    values = {key.replace("-", "_"): json.loads(value) for key, value in values.items()}
+    pack = options.get("budget-of", options["pack"])
+    return _operations({**values, "epochs": int(options["epochs"]), "pack": pack}, images, folder)
+
+
+def _operations(part: dict[str, Any], images, folder: Path) -> float | None:
+    dataset = images[str(Path(part["pack"]).parent)]
+    number, path = dataset["unlabelled"], folder / part["pack"]
+    if path.exists():
+        from kt.core.images import layout
+
+        number = layout(path).shape[0]
+    if number is None:
+        return None
+    few = part["few_images"]
+    epochs = config.check(config.FewImages, few).epochs(part["epochs"], number) if few else (
+        part["epochs"]
+    )  # fmt: skip
+    one = _forward(json.dumps(part["backbone"]), json.dumps(part["task"]), dataset["size"])
+    return compute.OPERATIONS * one * epochs * number
+
+
+@functools.cache
+def _forward(backbone: str, task: str, size: int) -> float:
+    plugins = (config.check(config.Plugin, json.loads(text)) for text in (backbone, task))
+    return compute.multiply_adds(*plugins, size)
+
+
+def _batch(job: Job) -> int:
+    return int(json.loads(job.options["training"])["batch"])
+
+
+@functools.cache
+def probe(backbone: str, task: str, batch: int) -> float:
+    """Gives the seconds of an operation: steps on drawn views, for some seconds, after a first one.
+
+    Args:
+        backbone: JSON.
+        task: JSON.
+        batch: Images of a step.
+    """
     import torch
 
-    from kt.core import model, network
+    from kt.core import hardware, model, network
     from kt.core.task import Context
     from kt.pretext_train import build_task
 
-    ids = torch.arange(2)
-    context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, workflow.BUDGET_CLASSES)
-    made = build_task(task, context)
-    return network.multiply_adds(network.Network(model.fresh(backbone, 0), made), made)
+    print(f"probing {json.loads(backbone)['name']} for {PROBE:.0f} seconds", file=sys.stderr)
+    where, ids = hardware.device(), torch.arange(2)
+    context = Context(64, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, 100)
+    made = build_task(config.check(config.Plugin, json.loads(task)), context)
+    net = network.Network(model.fresh(config.check(config.Plugin, json.loads(backbone)), 0), made)
+    net.to(where).train()
+    dtype = hardware.precision("auto", where)
+    views = torch.randn(batch, made.num_views, 3, made.view_size, made.view_size, device=where)
+    begun, steps = 0.0, -1
+    while steps < 1 or time.perf_counter() - begun < PROBE:
+        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
+            loss = net(views).float().logsumexp(1).mean()
+        loss.backward()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        steps += 1
+        if steps == 0:
+            begun = time.perf_counter()
+    one = network.multiply_adds(net, made)
+    return (time.perf_counter() - begun) / (steps * batch * one * compute.OPERATIONS)
+
+
+def _spent(folder: Path) -> None:
+    """Compares the plan that was made last with what the benchmarks say now."""
+    path = folder / KEPT
+    if not path.exists():
+        raise ConfigError(f"expected a plan at {path}, found none: make one before the run")
+    planned = json.loads(path.read_text())
+    print(f"{'step':18} jobs   ran  planned    spent  planned CPU  spent CPU")
+    for rule in RULES:
+        costs = {name: cost for name, cost in planned.items() if Job(name, {}).rule == rule}
+        pairs = [(cost, benchmark(folder, name)) for name, cost in costs.items()]
+        both = [(cost, found) for cost, found in pairs if cost and found]
+        ran = sum(found is not None for _, found in pairs)
+        if costs:
+            sums = [lasting(sum(cost[key] for cost, _ in both)) for key in ("seconds", "cpu")]
+            spent = [lasting(sum(found[field] for _, found in both)) for field in (0, 1)]
+            print(
+                f"{rule:18} {len(costs):4}  {ran:4}  {sums[0]:>7}  {spent[0]:>7}"
+                f"  {sums[1]:>11}  {spent[1]:>9}"
+            )
 
 
 if __name__ == "__main__":

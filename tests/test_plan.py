@@ -1,108 +1,122 @@
-"""`python -m kt.plan`: what trainings will cost, against the networks and the presets."""
+"""`make plan`: jobs, what stands, cost by earlier runs, operations or a probe."""
 
+from __future__ import annotations
+
+import json
 import re
 import sys
 
+import drawing
 import pytest
 import running
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from running import ROOT, TINY
 
-from kt import config, plan
-from kt import workflow as names
-from kt.core import model
-from kt.core.network import Network
+from kt import plan
+from kt.core.footprint import Footprint
 from kt.core.step import ConfigError
-from kt.core.task import Context
-from kt.pretext_train import build_task
 
-NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 7000}
-PRESETS = [["cifar10.yaml"], ["imagenette.yaml"], ["paper.yaml"]] + [
-    ["paper.yaml", f"paper/{path.name}"]
-    for path in sorted((running.ROOT / "presets/paper").glob("*.yaml"))
-]
+TARGETS = [f"target_train/small-{taught}-s0" for taught in
+           ("deep/block2/k4", "hog/hog/k4", "untrained/block2/k4", "supervised")]  # fmt: skip
 
 
-def of_default(**changes):
-    settings = config.resolve(running.ROOT, changes)
-    return settings, {cost.name: cost for cost in plan.costs(settings, NUMBERS)}
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """Options of the tiny run on drawn pictures."""
+    place = drawing.write_folder(drawing.tree(), tmp_path_factory.mktemp("drawn") / "pictures")
+    files = ["--snakefile", ROOT / "Snakefile", "--cores", 2, "--configfile", TINY]
+    return [*map(str, files), "--config", f"images={place}"]
 
 
-def test_every_network_of_the_run_is_listed_once_with_its_seeds():
-    settings, found = of_default()
-    expected = {model.name: len(model.seeds) for model in names.judged(settings)}
-    del expected["random"]  # is not trained
-    expected["deep"] = 1
-    assert {n: c.number for n, c in found.items() if "evaluation" not in n} == expected
-    assert found["evaluation finetune"].number == 2 * sum(
-        len(model.seeds) for model in names.judged(settings)
-    )
+@pytest.fixture(scope="module")
+def jobs(options, tmp_path_factory):
+    """All jobs of that run."""
+    return plan.jobs(["--directory", str(tmp_path_factory.mktemp("run")), *options])
 
 
-def test_multiply_adds_are_those_that_torch_counts():
-    settings, found = of_default()
-    teacher = settings.teachers["deep"]
-    ids = torch.arange(2)
-    context = Context(28, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, 0)
-    task = build_task(teacher.task, context)
-    network = Network(model.fresh(teacher.backbone, 0), task).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, task.num_views, 3, task.view_size, task.view_size))
-    assert found["deep"].multiply_adds == counter.get_total_flops() / 2
-    assert found["deep"].images == 5 * 8000
-    assert found["deep"].operations == 3 * counter.get_total_flops() * 5 * 8000
+def measured(folder, name: str, seconds: float, cpu: float) -> None:
+    path = folder / f"results/benchmarks/{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tcpu_time\n{seconds}\t0:0:0\t{cpu}\n")
 
 
-def test_a_budget_buys_the_sum_of_its_parts():
-    _, found = of_default()
-    parts = [found["deep"], found["small/deep/block3/k100"]]
-    spent = sum(part.multiply_adds * part.images for part in parts)
-    assert found["longer"].multiply_adds * found["longer"].images == pytest.approx(spent)
-    assert found["longer"].multiply_adds == found["own"].multiply_adds
-
-
-def test_effort_and_seeds_scale_it():
-    _, once = of_default()
-    _, more = of_default(few_images={"as_if": 12000, "most": 3})  # 8,000 images
-    assert more["deep"].operations == pytest.approx(once["deep"].operations * 8 / 5)  # 7.5 epochs
-    _, found = of_default(effort=2.0, seeds=6)
-    assert found["own"].operations == 4 * once["own"].operations
-    assert found["deep"].operations == 2 * once["deep"].operations
-
-
-@pytest.mark.parametrize("files", PRESETS, ids=lambda files: files[-1])
-def test_a_preset_says_the_hours_it_is_expected_to_take(files):
-    overlays = [config.read(running.ROOT / "presets" / file) for file in files]
-    settings = config.resolve(running.ROOT, *overlays)
-    hours = sum(cost.operations for cost in plan.costs(settings, NUMBERS)) / 1e14 / 3600
-    text = (running.ROOT / "presets" / files[-1]).read_text()
-    (said,) = re.findall(r"^# Expected: ([\d.]+) GPU-hours at 100 TFLOP/s", text, re.M)
-    assert float(f"{hours:.2g}") == float(said)
-
-
-def test_a_round_before_the_last_is_trained_once_and_by_its_own_target_alone():
-    kind = {"name": "iterated", "factors": [1, 2], "rounds": 2, "keep": True, "layer": "conv4"}
-    rounds = {"kind": kind | {"target": "small", "map": 1}, "of": ["hog"]}
-    wide = {"wide": {"like": "small"}}
-    _, found = of_default(transfers={"again": rounds}, targets=wide)
-    numbers = {n: cost.number for n, cost in found.items() if "again" in n}
-    place = "hog/hog/k100"
-    assert numbers == {
-        f"small/again~1/{place}": 1,
-        f"small/again/{place}": 3,
-        f"wide/again/{place}": 3,
+def test_a_job_costs_what_it_did_and_a_training_what_its_operations_do(jobs, tmp_path):
+    named = {job.name: job for job in jobs}
+    assert set(TARGETS) <= named.keys() and "report" in named
+    measured(tmp_path, TARGETS[0], 10.0, 20.0)
+    measured(tmp_path, "cluster/deep-block2-k4", 3.0, 4.0)
+    found = plan.estimate(jobs, jobs, tmp_path)
+    assert found[TARGETS[0]] == (10.0, 20.0, "an earlier run")
+    # The same network and as many images and epochs: as long.
+    assert found[TARGETS[1]][:2] == pytest.approx((10.0, 20.0))
+    assert found[TARGETS[1]].by == "operations"
+    images = {"results/data/images": json.loads(named["ingest/images"].options["dataset"])}
+    done = {
+        name: plan.operations(named[name], images, tmp_path)
+        for name in (TARGETS[0], "pretext_train/deep-s0", "pretext_train/longer-s0")
     }
+    parts = done["pretext_train/deep-s0"] + done[TARGETS[0]]
+    assert done["pretext_train/longer-s0"] == pytest.approx(parts)
+    ratio = done["pretext_train/deep-s0"] / done[TARGETS[0]]
+    assert found["pretext_train/deep-s0"].seconds == pytest.approx(10.0 * ratio)
+    assert found["cluster/hog-hog-k4"] == (3.0, 4.0, "likeness")
+    assert found["pretext_train/untrained-s0"] is None and found["report"] is None
 
 
-def test_a_number_that_is_not_known_is_asked_for():
-    settings = config.resolve(running.ROOT, config.read(running.ROOT / "presets/paper.yaml"))
-    with pytest.raises(ConfigError, match="unlabelled is null: .* --images imagenet=N"):
-        plan.costs(settings, {})
+def test_without_any_run_a_probe_tells_the_rate(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "PROBE", 0.05)
+    found = plan.estimate(jobs, [job for job in jobs if job.name in TARGETS], tmp_path)
+    assert {cost.by for cost in found.values()} == {"probe"}
+    assert all(0 < cost.seconds < 600 for cost in found.values())
 
 
-def test_the_command_prints_a_table_and_refuses_nonsense_with_2():
-    done = running.run(sys.executable, "-m", "kt.plan", "--rate", "1e9")
-    assert done.returncode == 0 and "small/deep/block3/k100" in done.stdout
-    assert re.search(r"hours in all at 1e\+09 operations a second", done.stdout)
-    done = running.run(sys.executable, "-m", "kt.plan", "--images", "imagenet=many")
-    assert done.returncode == 2 and "expected DATASET=N" in done.stderr
+def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="expected a plan at"):
+        plan._spent(tmp_path)
+    path = tmp_path / plan.KEPT
+    path.parent.mkdir(parents=True)
+    cost = {"seconds": 60.0, "cpu": 7200.0, "by": "likeness"}
+    path.write_text(json.dumps({TARGETS[0]: cost, TARGETS[1]: cost, "report": None}))
+    measured(tmp_path, TARGETS[0], 90.0, 3600.0)
+    plan._spent(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == "target_train 2 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
+    assert lines[2].split()[:3] == ["report", "1", "0"]
+
+
+@pytest.mark.slow
+def test_what_will_be_written_is_what_is_written(jobs, tmp_path):
+    tree = drawing.tree(40, 20, 20, draw=drawing.pattern)  # as many as the limits allow
+    place = drawing.write_folder(tree, tmp_path / "pictures")
+    last = "results/targets/small/deep/block2/k4/s0/model.safetensors"
+    done = running.workflow(tmp_path / "run", place, last)
+    assert done.returncode == 0, running.output(done)
+    sizes, found = Footprint((job.rule, job.options) for job in jobs), 0
+    for job in jobs:
+        output = tmp_path / "run" / job.options["output"]
+        if job.rule in ("ingest", "features", "pseudo_labels") and output.exists():
+            files = [output] if output.is_file() else output.glob("t*[!s].h5")
+            written = sum(path.stat().st_size for path in files)
+        elif job.rule in plan.TRAININGS and output.exists():
+            written = (output / "model.safetensors").stat().st_size
+        else:
+            continue
+        planned = sizes.of(job.rule, job.options)
+        # Tables and networks have some kB that are not rows.
+        assert 0.9 * planned <= written < 1.1 * planned + 20_000, (job.name, planned, written)
+        found += 1
+    assert found >= 5
+
+
+def test_times_are_said_in_the_unit_that_fits():
+    said = [plan.lasting(seconds) for seconds in (0, 59, 90, 7200)]
+    assert said == ["0 s", "59 s", "1.5 min", "2.0 h"]
+
+
+def test_the_table_counts_jobs_and_bytes_and_wrong_options_are_told(options, tmp_path):
+    command = [sys.executable, "-m", "kt.plan", "--directory", tmp_path]
+    done = running.run(*command, "results/data/images/report.json", *options)
+    assert done.returncode == 0, running.output(done)
+    assert re.search(r"^ingest +1 +0 +1 +0 s +0 s +0.6 MB +nothing 1$", done.stdout, re.M)
+    assert json.loads((tmp_path / plan.KEPT).read_text()) == {"ingest/images": None}
+    done = running.run(*command, *options, "clusters=none")
+    assert done.returncode == 2 and "clusters" in done.stderr

@@ -1,4 +1,4 @@
-"""Bytes that the jobs of a plan will write, for `kt.forecast`: images, features, labels, networks.
+"""Bytes that the jobs of a plan will write, for `kt.plan`: images, features, labels, networks.
 
 Tables of a few rows, logs and pages are left out, as are the states of trainings under way (three
 times a network, while it is trained) and what is gone at the end of the run.
