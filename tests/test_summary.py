@@ -142,6 +142,10 @@ def test_the_report_says_which_intervals_are_over_seeds_alone():
     assert "alone" not in verdict.scope(summary.compare(only, ["knn"]))
 
 
+def test_nothing_is_no_less_than_nothing():
+    assert [verdict.percent(v) for v in (-0.0004, 0.0004, -0.001)] == ["0.0", "0.0", "−0.1"]
+
+
 def test_answers_for_different_images_are_not_compared():
     found = [record("transfer", 0) | answers(0.6), record("direct", 0) | answers(0.6, n=50)]
     with pytest.raises(DataError, match=r"shapes \(100 images\), shapes \(50 images\)"):

@@ -61,7 +61,8 @@ ARMS = {
 
 def percent(value: float) -> str:
     """Writes a fraction as per cent with one decimal."""
-    return f"{100 * value:.1f}".replace("-", "−")
+    rounded = round(100 * value, 1) + 0.0  # never -0.0
+    return f"{rounded:.1f}".replace("-", "−")
 
 
 def spread(value: Interval) -> str:
