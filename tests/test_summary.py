@@ -124,7 +124,7 @@ def test_answers_that_are_not_those_of_the_value_are_refused(tmp_path, right):
 def test_one_seed_with_test_images_says_what_its_interval_covers():
     found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
     comparison = summary.compare(found, ["knn"])
-    assert "says nothing of the training" in verdict.scope(comparison)
+    assert "over the draw of the test images alone." in verdict.scope(comparison)
     assert "±" in verdict.sentences(comparison)[0]
 
 

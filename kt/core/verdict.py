@@ -180,14 +180,20 @@ def scope(comparison: Comparison) -> str:
         return ""
     seeds = sorted({one.n for one in found})
     ties = f"aps below {100 * TIE:.0f} points are ties"
-    if not any(one.half for one in found) and seeds == [1]:
-        return f"One seed: there is no interval, g{ties}."
-    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     blind = [
         long_title(column)
         for column, gaps in comparison.differences.items()
         if not all(gap.interval.images for gap in gaps)
     ]
+    if seeds == [1]:
+        if not any(one.images for one in found):
+            return f"One seed: there is no interval, g{ties}."
+        none = f", none for {_enumerate(blind)}" if blind else ""
+        return (
+            f"One seed: ± is the 95 % interval over the draw of the test images alone{none}. "
+            f"Training target and teacher again is not in it: g{ties}, too."
+        )
+    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     parts = [
         f"Differences are paired by seed ({number} of them) and test image; ± is the 95 % interval "
         "over both: the training of the target, the draw of the few labels and of the test images."
@@ -195,7 +201,7 @@ def scope(comparison: Comparison) -> str:
     if blind:
         parts.append(f"It is over seeds alone for {_enumerate(blind)}.")
     if seeds[0] == 1:
-        parts.append("With one seed it says nothing of the training.")
+        parts.append("Of one seed it is over the test images alone.")
     return " ".join([*parts, f"Training the teacher again is not in it: g{ties}, too."])
 
 
