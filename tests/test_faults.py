@@ -7,6 +7,8 @@ import functools
 import gc
 import importlib
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -14,12 +16,13 @@ import sys
 from pathlib import Path
 
 import crafted
+import drawing
 import numpy as np
 import pytest
 import stages
 from drawing import encoded
 from PIL import Image
-from running import output, run
+from running import jobs, output, overlay, run, workflow
 
 from kt.core import ending, model, step, table
 from kt.core.step import ResourceError
@@ -36,17 +39,51 @@ def made(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def disk(folder: Path, num_bytes: int):
-    """Mounts a disk of so many bytes; skips the test where that is not permitted."""
+def mounted(folder: Path, *options):
+    """Mounts a disk at a new folder; skips the test where that is not permitted."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(["mount", *options, folder], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"NOT TESTED on a full disk, mounting is not permitted: {done.stderr}")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def disk(folder: Path, num_bytes: int):
+    """Mounts a disk of so many bytes."""
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs")
+
+
+@contextlib.contextmanager
+def home(folder: Path):
+    """Mounts a disk on which a folder, which is given, may have a quota: see `limit`."""
+    if not shutil.which("mkfs.btrfs"):
+        subprocess.run(["apt-get", "-qq", "install", "-y", "btrfs-progs"], capture_output=True)
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("NOT TESTED with a full quota: mkfs.btrfs of btrfs-progs is missing")
+    image = folder.with_suffix(".image")
+    with image.open("wb") as file:
+        file.truncate(512 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
+    with mounted(folder, "-o", "loop,max_inline=0", image):
+        subprocess.run(["btrfs", "-q", "subvolume", "create", folder / "home"], check=True)
+        subprocess.run(["btrfs", "quota", "enable", folder], check=True)
+        yield folder / "home"
+    image.unlink()
+
+
+def used(folder: Path) -> int:
+    """Gives the bytes that count for the quota of a folder."""
+    os.sync()
+    command = ["btrfs", "qgroup", "show", "--raw", "--sync", "-f", folder]
+    return int(subprocess.run(command, capture_output=True, text=True).stdout.split()[-2])
+
+
+def limit(folder: Path, num_bytes: int | str) -> None:
+    """Sets what may stand in a folder, or `none`."""
+    subprocess.run(["btrfs", "qgroup", "limit", str(num_bytes), folder], check=True)
 
 
 def fill(folder: Path, room: int) -> None:
@@ -67,7 +104,7 @@ def fails(name: str, made: Path, folder: Path, *before, options=None) -> str:
     code, text = stages.run(name, options or stages.options(name, made, folder), *before)
     assert code == ResourceError.exit_code, (code, text)
     assert "Traceback" not in text and "Exception ignored" not in text, text
-    (line,) = [line for line in text.splitlines() if " error: " in line]
+    (line,) = [line for line in text.splitlines() if re.search("(^| )error: ", line)]
     assert stages.digests(made) == inputs
     found = stages.digests(folder)
     assert {path: found.get(path) for path in old} == old, "what stood there is lost"
@@ -90,6 +127,39 @@ def test_a_full_disk_ends_a_step_with_4_and_keeps_what_stood_there(made, tmp_pat
         options = [*stages.options(name, made, small), "--log", str(small / "log.txt")]
         line = fails(name, made, small, options=options)
     assert str(small) in line and "bytes" in line
+
+
+@pytest.mark.parametrize("room", [0, 16 << 10], ids=["full", "little"])
+@pytest.mark.parametrize("name", stages.STAGES)
+def test_a_full_quota_ends_a_step_with_4_and_keeps_what_stood_there(made, tmp_path, name, room):
+    with home(tmp_path / "disk") as small:
+        put_old(name, made, small)
+        limit(small, used(small) + room)
+        line = fails(name, made, small)
+    assert str(small) in line and "quota exceeded" in line
+
+
+def test_a_workflow_whose_quota_is_full_goes_on_when_there_is_room(tmp_path):
+    pictures = drawing.write_folder(drawing.tree(), tmp_path / "pictures")
+    wide = {"teachers": {"deep": {"backbone": {"widths": [64, 256]}}}}  # 4 MB
+    wanted = "results/features/deep/block2/images-train-unlabelled.h5"
+    weights = "results/teachers/deep/s0/model.safetensors"
+    files = [overlay(tmp_path / "wide.yaml", wide)]
+    done = workflow(tmp_path / "calm", pictures, wanted, files=files)
+    assert done.returncode == 0, output(done)
+    with home(tmp_path / "disk") as small:
+        done = workflow(small, pictures, "results/data/images/report.json", files=files)
+        assert done.returncode == 0, output(done)
+        limit(small, used(small) + (1 << 20))  # less, and Snakemake itself does not start
+        done = workflow(small, pictures, wanted, files=files)
+        assert done.returncode and "Traceback" not in output(done), output(done)
+        found = re.search(r"error: .*results/teachers/deep/s0.*quota exceeded", output(done))
+        assert found and not (small / weights).exists(), output(done)
+        limit(small, "none")
+        done = workflow(small, pictures, wanted, files=files)
+        assert "ingest images" not in jobs(done)
+        assert (small / weights).read_bytes() == (tmp_path / "calm" / weights).read_bytes()
+        assert table.digest(small / wanted) == table.digest(tmp_path / "calm" / wanted)
 
 
 @pytest.mark.parametrize("name", stages.STAGES)
