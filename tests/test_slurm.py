@@ -210,6 +210,8 @@ def test_after_ctrl_c_the_same_command_goes_on(site, running, ready):
     os.killpg(driver.process.pid, signal.SIGINT)
     assert driver.end() != 0
     assert driver.jobs()[0]["state"] == "CANCELLED"
+    if slurm.tracker() == "cgroup":
+        site.wait(lambda: not site.processes(str(folder)))
     start().done()
     assert min(went_on(folder)) > 0 and same(folder, ready[1])
 
