@@ -5,8 +5,9 @@
 
 The options are Snakemake's, and a dry run gives the jobs. A job that ran before in the folder costs
 what its benchmark says. A training that did not costs its operations (`kt.compute`) at the rate of
-the trainings that did, or, where none did, at that of a probe: some steps of each network, here and
-now. Other jobs cost what the middle one of their rule did; without any they are counted as unknown.
+the trainings that did, another job what the middle one of its rule did. Where there is none, a
+probe tells: seconds of each network's training and extraction, of matrix products, of decoding and
+of starting a job, here and now (`kt.core.probe`). What no probe tells is counted as unknown.
 """
 
 from __future__ import annotations
@@ -19,44 +20,20 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kt import compute, config
 from kt.core import step
 from kt.core.footprint import Footprint
 from kt.core.step import ConfigError
+from kt.core.work import TRAININGS, Job, Work
 
-PROBE = 4.0  # seconds for each network
 RULES = (
     "ingest_part ingest pretext_train choose features_part features cluster pseudo_labels_part"
     " pseudo_labels target_train evaluate report"
 ).split()
 KEPT = Path("results/plan.json")
-
-
-class Job(NamedTuple):
-    """A job of the workflow.
-
-    Attributes:
-        name: As in the paths of its log and benchmark, such as `pretext_train/deep-s0`.
-        options: Of its command, by name; values as text.
-    """
-
-    name: str
-    options: dict[str, str]
-
-    @property
-    def rule(self) -> str:
-        """Its rule."""
-        return self.name.partition("/")[0]
-
-    @property
-    def kind(self) -> str:
-        """What jobs of like cost share: the rule, and which evaluations."""
-        return f"{self.rule} {self.name.rpartition('-')[2] if self.rule == 'evaluate' else ''}"
 
 
 class Cost(NamedTuple):
@@ -161,14 +138,9 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         folder: Where results/ is.
     """
     measured = {job.name: found for job in every if (found := benchmark(folder, job.name))}
-    images = {
-        job.options["output"]: json.loads(job.options["dataset"])
-        for job in every
-        if job.rule == "ingest"
-    }
-    work = functools.partial(operations, images=images, folder=folder)
+    work = Work(every, folder)
     done_before = [job for job in every if job.name in measured]
-    rates = [(measured[job.name], work(job)) for job in done_before if job.rule in TRAININGS]
+    rates = [(measured[job.name], work.operations(job)) for job in done_before]
     rates = [(cost.seconds / done, cost.cpu / done) for cost, done in rates if done]
     middle = {}
     for kind in {job.kind for job in done_before}:
@@ -176,24 +148,18 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         middle[kind] = Cost(*map(statistics.median, zip(*some, strict=True)), "likeness")
     found = {}
     for job in due:
+        done = work.operations(job)
         if job.name in measured:
             found[job.name] = measured[job.name]._replace(by="an earlier run")
-        elif job.rule in TRAININGS and (done := work(job)):
-            if rates:
-                seconds, cpu = (
-                    statistics.median(rate[field] for rate in rates) for field in (0, 1)
-                )
-                by = "operations"
-            else:
-                seconds = probe(job.options["backbone"], job.options["task"], _batch(job))
-                cpu, by = seconds, "probe"
-            found[job.name] = Cost(seconds * done, cpu * done, by)
+        elif done and rates:
+            seconds, cpu = (statistics.median(rate[field] for rate in rates) for field in (0, 1))
+            found[job.name] = Cost(seconds * done, cpu * done, "operations")
+        elif job.kind in middle and job.rule not in TRAININGS:
+            found[job.name] = middle[job.kind]
         else:
-            found[job.name] = middle.get(job.kind)
+            probed = work.probed(job)
+            found[job.name] = probed and Cost(*probed, "probe")
     return found
-
-
-TRAININGS = ("pretext_train", "target_train")
 
 
 def benchmark(folder: Path, name: str) -> Cost | None:
@@ -204,90 +170,6 @@ def benchmark(folder: Path, name: str) -> Cost | None:
     names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
     row = dict(zip(names, values, strict=True))
     return Cost(float(row["s"]), float(row["cpu_time"]), "")
-
-
-def operations(job: Job, images: dict[str, dict[str, Any]], folder: Path) -> float | None:
-    """Gives the operations of a training, None where the number of its images is not known.
-
-    Args:
-        job: The training.
-        images: Settings of the data sets, by the folder they are packed in.
-        folder: Where results/ is.
-    """
-    options = job.options
-    if options["task"] == "null":
-        return None
-    if "budget" in options and (parts := json.loads(options["budget"])):
-        done = [_operations(part, images, folder) for part in parts]
-        return None if None in done else sum(done)
-    values = {key: options.get(key, "null") for key in ("backbone", "task", "few-images")}
-    values = {key.replace("-", "_"): json.loads(value) for key, value in values.items()}
-    pack = options.get("budget-of", options["pack"])
-    return _operations({**values, "epochs": int(options["epochs"]), "pack": pack}, images, folder)
-
-
-def _operations(part: dict[str, Any], images, folder: Path) -> float | None:
-    dataset = images[str(Path(part["pack"]).parent)]
-    number, path = dataset["unlabelled"], folder / part["pack"]
-    if path.exists():
-        from kt.core.images import layout
-
-        number = layout(path).shape[0]
-    if number is None:
-        return None
-    few = part["few_images"]
-    epochs = config.check(config.FewImages, few).epochs(part["epochs"], number) if few else (
-        part["epochs"]
-    )  # fmt: skip
-    one = _forward(json.dumps(part["backbone"]), json.dumps(part["task"]), dataset["size"])
-    return compute.OPERATIONS * one * epochs * number
-
-
-@functools.cache
-def _forward(backbone: str, task: str, size: int) -> float:
-    plugins = (config.check(config.Plugin, json.loads(text)) for text in (backbone, task))
-    return compute.multiply_adds(*plugins, size)
-
-
-def _batch(job: Job) -> int:
-    return int(json.loads(job.options["training"])["batch"])
-
-
-@functools.cache
-def probe(backbone: str, task: str, batch: int) -> float:
-    """Gives the seconds of an operation: steps on drawn views, for some seconds, after a first one.
-
-    Args:
-        backbone: JSON.
-        task: JSON.
-        batch: Images of a step.
-    """
-    import torch
-
-    from kt.core import hardware, model, network
-    from kt.core.task import Context
-    from kt.pretext_train import build_task
-
-    print(f"probing {json.loads(backbone)['name']} for {PROBE:.0f} seconds", file=sys.stderr)
-    where, ids = hardware.device(), torch.arange(2)
-    context = Context(64, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, 100)
-    made = build_task(config.check(config.Plugin, json.loads(task)), context)
-    net = network.Network(model.fresh(config.check(config.Plugin, json.loads(backbone)), 0), made)
-    net.to(where).train()
-    dtype = hardware.precision("auto", where)
-    views = torch.randn(batch, made.num_views, 3, made.view_size, made.view_size, device=where)
-    begun, steps = 0.0, -1
-    while steps < 1 or time.perf_counter() - begun < PROBE:
-        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):
-            loss = net(views).float().logsumexp(1).mean()
-        loss.backward()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        steps += 1
-        if steps == 0:
-            begun = time.perf_counter()
-    one = network.multiply_adds(net, made)
-    return (time.perf_counter() - begun) / (steps * batch * one * compute.OPERATIONS)
 
 
 def _spent(folder: Path) -> None:

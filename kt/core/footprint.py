@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ class Footprint:
         if rule == "features" and options.get("model") in self.backbones:
             number, dataset = self._rows(options["pack"])
             backbone, layer = self.backbones[options["model"]], options["layer"]
-            width = _width(backbone, layer, int(options["map"]), dataset["size"])
-            return number and number * (4 * width + NAME_BYTES)
+            found = width(backbone, layer, int(options["map"]), dataset["size"])
+            return number and number * (4 * found + NAME_BYTES)
         if rule == "pseudo_labels":
             name = Path(options["output"]).stem  # a data set and a split, either with hyphens
             split = next(one for one in LIMITS if name.endswith(f"-{one}"))
@@ -76,8 +77,16 @@ def _parameter_bytes(backbone: str) -> int:
 
 
 @functools.cache
-def _width(backbone: str, layer: str, edge: int, size: int) -> int:
+def width(backbone: str, layer: str, edge: int, size: int) -> int:
+    """Gives the number of features of an image.
+
+    Args:
+        backbone: JSON.
+        layer: Of its layers; `auto` counts as the last.
+        edge: Its map is pooled to at most edge x edge.
+        size: Of the images in pixels.
+    """
     network = _backbone(backbone)
     chosen = network.layers[-1] if layer == "auto" else layer
-    channels, height, width = network.map_shape(size, chosen)
-    return channels * min(height, edge) * min(width, edge)
+    channels, *sides = network.map_shape(size, chosen)
+    return channels * math.prod(min(side, edge) for side in sides)
