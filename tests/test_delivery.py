@@ -1,10 +1,14 @@
+import subprocess
+import sys
 import threading
 import time
 
 import crafted
 import numpy as np
 import pytest
+import running
 import torch
+from running import ROOT
 
 from kt.core import compiled, delivery
 from kt.core.images import read_pack
@@ -109,3 +113,40 @@ def test_gathered_images_are_those_of_the_rows():
     found = np.zeros((4, 3, 12, 12), np.uint8)
     compiled.gather(pixels, rows, found)
     assert np.array_equal(found, pixels[rows])
+
+
+COMPILING = """
+import sys, time
+import numpy as np
+from numba.core.caching import IndexDataCacheFile
+from kt.core import compiled
+
+steps, before, after = sys.argv[1].split(","), float(sys.argv[2]), float(sys.argv[3])
+save = IndexDataCacheFile._save_index
+
+def slowly(self, overloads):
+    time.sleep(before)
+    save(self, overloads)
+    time.sleep(after)
+
+IndexDataCacheFile._save_index = slowly
+images, rows = np.arange(8 * 108, dtype=np.uint8).reshape(8, 3, 6, 6), np.array([3, 1, 2])
+for step in map(int, steps):
+    shown = images[..., ::step]
+    found = np.empty((3, *shown.shape[1:]), np.uint8)
+    compiled.gather(shown, rows, found)
+    assert np.array_equal(found, shown[rows]), f"every {step}"
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_compile_at_once_leave_code_that_is_right(tmp_path):
+    # The first writes its code last, and names it first: under the name of the other's.
+    env = {**running.environment(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", COMPILING, *given], cwd=ROOT, env=env)
+        for given in (("1", "2", "6"), ("2", "4", "0"))
+    ]
+    assert [one.wait(120) for one in both] == [0, 0]
+    last = subprocess.run([sys.executable, "-c", COMPILING, "2,1", "0", "0"], cwd=ROOT, env=env)
+    assert last.returncode == 0

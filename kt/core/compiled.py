@@ -8,11 +8,37 @@ only the first run on a machine compiles (some seconds); the interpreter lock is
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
 import numba
 import numpy as np
 
-# Sums may be taken in any order: four times as quick, and the tests hold it to float tolerance.
-compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes of this machine from the kept code."""
+    with open(__file__) as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compiled(function):
+    """Compiles a loop when it is first called with arguments of some types, and keeps the code.
+
+    Numba names a file in its index and writes it afterwards. Of two processes that keep code for
+    different types at once, one could so leave its code under the name of the other's, which from
+    then on would run on arrays that are laid out otherwise (seen, numba 0.68). So one at a time.
+    """
+    # Sums may be taken in any order: four times as quick; the tests hold it to float tolerance.
+    fastmath = {"reassoc", "contract", "nsz"}
+    made = numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
+    kept = made._cache
+    for name in ("load_overload", "save_overload"):
+        setattr(kept, name, _alone()(getattr(kept, name)))
+    return made
 
 
 @compiled
