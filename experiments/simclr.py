@@ -61,7 +61,7 @@ def records(root: Path, folder: Path, settings: config.Config, cores: int) -> li
     }  # fmt: skip
     found: list[dict] = []
     for job, evaluations in plan.evaluation_jobs(settings, True).items():
-        output = results / "peers" / name / f"{job}.json"
+        output = results / "peers" / name / f"{job}-{plan.EVALUATE_VERSION}.json"
         if not output.exists():
             command = [sys.executable, "-m", "kt.evaluate", "--model", *map(str, models)]
             command += ["--seeds", *(str(settings.seed + seed) for seed in range(settings.seeds))]

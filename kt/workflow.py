@@ -15,6 +15,8 @@ from kt.core.ending import ConfigError
 from kt.core.lessons import Lesson, all_lessons, lessons
 
 BUDGET_CLASSES = 100
+# Of evaluations: what was judged under another version is not taken over.
+EVALUATE_VERSION = 6
 
 
 @dataclasses.dataclass(frozen=True)

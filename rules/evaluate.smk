@@ -11,10 +11,6 @@ SOURCES = sorted(
 SHOWN = [pseudo_labels_of(*source) for source in SOURCES]
 
 
-# Of evaluations: what an interrupted one has done under another version is not taken over.
-EVALUATE_VERSION = 6
-
-
 rule evaluate:
     """Judges all seeds of a model: everything on frozen features, or by fine-tuning."""
     input:
@@ -42,9 +38,9 @@ rule evaluate:
         evaluations=lambda w: dumps(JOBS[w.job]),
         data=lambda w: os.path.dirname(data_report_of("evaluate")),
         state=lambda w: plan.state(
-            f"{w.model}/{w.job}", [JOBS[w.job], SETTINGS.seed, EVALUATE_VERSION]
+            f"{w.model}/{w.job}", [JOBS[w.job], SETTINGS.seed, plan.EVALUATE_VERSION]
         ),
-        stage_version=EVALUATE_VERSION,
+        stage_version=plan.EVALUATE_VERSION,
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
