@@ -88,6 +88,11 @@ def test_equal_scores_are_one_threshold():
     assert voc_metrics.area(curve) == voc_metrics.eleven_points(curve) == 0.5
 
 
+def test_a_score_that_is_no_number_has_no_place():
+    with pytest.raises(DataError, match="2 of 3 are none"):
+        voc_metrics.ranking(np.array([1.0, np.nan, np.nan]), np.array([1, -1, 1]))
+
+
 def test_a_perfect_ranking_is_one_and_none_is_nought():
     truth = np.array([1, 1, 0, -1, -1])
     perfect = voc_metrics.ranking(np.array([3.0, 2, 9, 1, 0]), truth)

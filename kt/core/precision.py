@@ -22,7 +22,15 @@ def ranking(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Returns:
         Positives and images with at least that score, (distinct scores,) int64 each.
+
+    Raises:
+        DataError: A score is not a number; it would have no place.
     """
+    if np.isnan(scores).any():
+        raise DataError(
+            f"scores to rank by: expected numbers, {int(np.isnan(scores).sum())} of {len(scores)} "
+            "are none; the network or its training diverged: lower the learning rate"
+        )
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
