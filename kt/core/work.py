@@ -183,15 +183,15 @@ class Work:
         return [probe.product(int(options["threads"])).times(number * done)]
 
     def _judging(self, job: Job) -> list[probe.Rate]:
-        """Counts what looks at images and what trains; not what fits frozen features."""
-        options, found = job.options, []
+        """Counts what looks at images, once for all evaluations, and what trains; no other fits."""
+        options = job.options
         models, packs = shlex.split(options["model"]), [f"{options['data']}/{TRAIN}.h5"]
         packs.append(f"{options['data']}/{TEST}.h5")
         images, backbone = sum(map(self._rows, packs)), self.makers[models[0]].options["backbone"]
+        found = [self._seen(models[0], packs[0], options, images)]
         for name, values in json.loads(options["evaluations"]).items():
             if name.startswith("voc"):
                 raise _Unknown
-            found.append(self._seen(models[0], packs[0], options, images))
             if "training" in values:
                 runs = values.get("labels_per_class", []) + values.get("fractions", [])
                 number = len(runs) or len(_layers(backbone))
