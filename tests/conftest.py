@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Numba's files of compiled loops take no two writers at once: the index comes before the code.
+    # Loops that a worker compiles would keep the others waiting.
     kept = Path(__file__).parent.parent / ".pytest_cache" / "numba" / worker
     os.environ.setdefault("NUMBA_CACHE_DIR", str(kept))
 

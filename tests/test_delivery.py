@@ -117,17 +117,25 @@ def test_gathered_images_are_those_of_the_rows():
 
 COMPILING = """
 import sys, time
+from pathlib import Path
 import numpy as np
 from numba.core.caching import IndexDataCacheFile
 from kt.core import compiled
 
-steps, before, after = sys.argv[1].split(","), float(sys.argv[2]), float(sys.argv[3])
+folder, steps, here, before, after = Path(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:]
 save = IndexDataCacheFile._save_index
 
+def wait_for(mark):
+    end = time.monotonic() + 5
+    while mark and not (folder / mark).exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
 def slowly(self, overloads):
-    time.sleep(before)
+    (folder / f"{here} names").touch()
+    wait_for(before)
     save(self, overloads)
-    time.sleep(after)
+    (folder / f"{here} named").touch()
+    wait_for(after)
 
 IndexDataCacheFile._save_index = slowly
 images, rows = np.arange(8 * 108, dtype=np.uint8).reshape(8, 3, 6, 6), np.array([3, 1, 2])
@@ -136,17 +144,18 @@ for step in map(int, steps):
     found = np.empty((3, *shown.shape[1:]), np.uint8)
     compiled.gather(shown, rows, found)
     assert np.array_equal(found, shown[rows]), f"every {step}"
+(folder / f"{here} done").touch()
 """
 
 
 @pytest.mark.slow
 def test_two_processes_that_compile_at_once_leave_code_that_is_right(tmp_path):
-    # The first writes its code last, and names it first: under the name of the other's.
-    env = {**running.environment(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", COMPILING, *given], cwd=ROOT, env=env)
-        for given in (("1", "2", "6"), ("2", "4", "0"))
-    ]
+    def start(*given):
+        env = {**running.environment(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+        command = [sys.executable, "-c", COMPILING, str(tmp_path), *given]
+        return subprocess.Popen(command, cwd=ROOT, env=env)
+
+    # The first one's code would come last, and under the name of the other's, were they let.
+    both = [start("1", "one", "two names", "two done"), start("2", "two", "one named", "")]
     assert [one.wait(120) for one in both] == [0, 0]
-    last = subprocess.run([sys.executable, "-c", COMPILING, "2,1", "0", "0"], cwd=ROOT, env=env)
-    assert last.returncode == 0
+    assert start("2,1", "last", "", "").wait(120) == 0

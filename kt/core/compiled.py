@@ -11,16 +11,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 
 import numba
 import numpy as np
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keeps other processes of this machine from the kept code."""
-    with open(__file__) as file:
-        with contextlib.suppress(OSError):  # a file system without locks
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the compiled code that is kept in a folder."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a folder that may not be written, or has no locks
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / "kt.lock", "a"))  # NFS locks what one writes
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -37,7 +40,7 @@ def compiled(function):
     made = numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
     kept = made._cache
     for name in ("load_overload", "save_overload"):
-        setattr(kept, name, _alone()(getattr(kept, name)))
+        setattr(kept, name, _alone(Path(kept.cache_path))(getattr(kept, name)))
     return made
 
 
