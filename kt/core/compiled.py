@@ -133,7 +133,7 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
     height, width = images.shape[2], np.uint64(images.shape[3])  # unsigned: see `_copy`
     low, high = np.empty((2, views.shape[2]), np.uint64)
     share = np.empty(views.shape[2], np.float32)
-    line = np.empty((3, images.shape[3]), np.float32)
+    band, line = np.empty((2, 3, images.shape[3]), np.float32)
     for view in range(views.shape[0]):
         image, mix = images[rows[view]], matrix[view]
         for x in range(views.shape[2]):
@@ -143,17 +143,17 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
         for y in range(views.shape[1]):
             above, below, part = _between(y, views.shape[1], theta[view, 1], 1, height)
             upper, lower = np.uint64(above), np.uint64(below)
-            for channel in range(3):
-                from_red, from_green, from_blue = mix[channel]
+            for channel in range(3):  # between two rows, once for all mixtures
                 for x in range(width):
-                    red = np.float32(image[0, upper, x])
-                    green = np.float32(image[1, upper, x])
-                    blue = np.float32(image[2, upper, x])
-                    red += part * (np.float32(image[0, lower, x]) - red)
-                    green += part * (np.float32(image[1, lower, x]) - green)
-                    blue += part * (np.float32(image[2, lower, x]) - blue)
-                    mixed = from_red * red + from_green * green + from_blue * blue
-                    line[channel, x] = mixed + offset[view, channel]
+                    first = np.float32(image[channel, upper, x])
+                    band[channel, x] = first + part * (np.float32(image[channel, lower, x]) - first)
+            for channel in range(3):
+                red, green, blue = mix[channel]
+                shift = offset[view, channel]
+                for x in range(width):
+                    line[channel, x] = (
+                        red * band[0, x] + green * band[1, x] + blue * band[2, x] + shift
+                    )
             for x in range(np.uint64(views.shape[2])):
                 left, right, weight = low[x], high[x], share[x]
                 for channel in range(np.uint64(3)):
