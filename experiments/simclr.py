@@ -19,6 +19,7 @@ from pathlib import Path
 from kt import config
 from kt import workflow as plan
 from kt.core import lessons, step
+from kt.plan import logged
 
 BATCH = 128
 WARMUP = 0.05
@@ -102,9 +103,7 @@ def seconds(folder: Path, rule: str, name: str, log: Path | None = None) -> floa
     """
     with open(folder / "results/benchmarks" / rule / f"{name}.tsv", newline="") as file:
         found = sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
-    if log and (lines := log.read_text().splitlines()):
-        found = max(found, json.loads(lines[-1]).get("seconds", 0.0))
-    return found
+    return max(found, logged(log)) if log else found
 
 
 def train(pack, backbone, settings: config.Target, seed: int, allowed: float) -> dict:

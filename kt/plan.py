@@ -13,8 +13,11 @@ of starting a job, here and now (`kt.core.probe`). What no probe tells is counte
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import functools
 import json
+import os
 import re
 import shlex
 import statistics
@@ -24,6 +27,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from kt.backbones.file import CONSENT
 from kt.core import step
 from kt.core.footprint import Footprint
 from kt.core.step import ConfigError
@@ -33,6 +37,7 @@ RULES = (
     "ingest_part ingest pretext_train choose features_part features cluster pseudo_labels_part"
     " pseudo_labels target_train evaluate report"
 ).split()
+ON_GPU = ("pretext_train", "choose", "features_part", "features", "target_train", "evaluate")
 KEPT = Path("results/plan.json")
 
 
@@ -61,7 +66,14 @@ def main() -> None:
 def _print(options: list[str], folder: Path) -> None:
     options = ["--directory", str(folder), *options]
     every, due = jobs([*options, "--forceall"]), jobs(options)
-    costs = estimate(every, due, folder)
+    os.environ[CONSENT] = "1"  # as in the workflow: the configuration names the files of code
+    with contextlib.chdir(folder):  # where its jobs stand, and relative paths begin
+        _table(every, due)
+
+
+def _table(every: list[Job], due: list[Job]) -> None:
+    """Prints what the jobs will cost that are due, and keeps it for `--spent`."""
+    costs = estimate(every, due, Path())
     sizes = Footprint((job.rule, job.options) for job in every)
     print(f"{'step':18} jobs  there  to do     time  CPU time      disk  known by")
     written: list[int | None] = []
@@ -81,8 +93,20 @@ def _print(options: list[str], folder: Path) -> None:
         f"  {_sums(found, written)}"
     )
     print("time is that of one job after the other; disk that of limits, if there are more images")
-    kept = {name: cost and cost._asdict() for name, cost in costs.items()}
-    step.write_json(folder / KEPT, kept)
+    print(_device([costs[job.name] for job in due if job.rule in ON_GPU]))
+    logs = {job.name: str(log) for job in due if (log := _log(job))}
+    kept = {name: cost and cost._asdict() | {"log": logs.get(name)} for name, cost in costs.items()}
+    step.write_json(KEPT, kept)
+
+
+def _device(found: list[Cost | None]) -> str:
+    """Says how much of the time is a GPU's, given the costs of all jobs that would use one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no GPU here: a probe's times are of this machine's processor"
+    seconds = sum(cost.seconds for cost in found if cost)
+    return f"{lasting(seconds)} of it are GPU time: trainings, choices, extraction, evaluations"
 
 
 def _sums(found: list[Cost | None], written: list[int | None]) -> str:
@@ -137,14 +161,15 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         due: Those that will run.
         folder: Where results/ is.
     """
-    measured = {job.name: found for job in every if (found := benchmark(folder, job.name))}
+    read = ((job.name, benchmark(folder, job.name, _log(job))) for job in every)
+    measured = {name: found for name, found in read if found}
     work = Work(every, folder)
     done_before = [job for job in every if job.name in measured]
     rates = [(measured[job.name], work.operations(job)) for job in done_before]
     rates = [(cost.seconds / done, cost.cpu / done) for cost, done in rates if done]
     middle = {}
-    for kind in {job.kind for job in done_before}:
-        some = [measured[job.name][:2] for job in done_before if job.kind == kind]
+    for kind in {work.kind(job) for job in done_before}:
+        some = [measured[job.name][:2] for job in done_before if work.kind(job) == kind]
         middle[kind] = Cost(*map(statistics.median, zip(*some, strict=True)), "likeness")
     found = {}
     for job in due:
@@ -154,22 +179,44 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         elif done and rates:
             seconds, cpu = (statistics.median(rate[field] for rate in rates) for field in (0, 1))
             found[job.name] = Cost(seconds * done, cpu * done, "operations")
-        elif job.kind in middle and job.rule not in TRAININGS:
-            found[job.name] = middle[job.kind]
+        elif work.kind(job) in middle and job.rule not in TRAININGS:
+            found[job.name] = middle[work.kind(job)]
         else:
             probed = work.probed(job)
             found[job.name] = probed and Cost(*probed, "probe")
     return found
 
 
-def benchmark(folder: Path, name: str) -> Cost | None:
-    """Reads what Snakemake measured of a job, if it ran."""
+def benchmark(folder: Path, name: str, log: str | Path | None = None) -> Cost | None:
+    """Reads what a job did cost; None if it did not run, or was over before it was measured.
+
+    Args:
+        folder: Where results/ is.
+        name: Of the job.
+        log: Of a training, in the folder. Snakemake measures the last attempt alone; the log has
+            the seconds of all.
+    """
     path = folder / f"results/benchmarks/{name}.tsv"
     if not path.exists():
         return None
-    names, values = (line.split("\t") for line in path.read_text().splitlines()[:2])
-    row = dict(zip(names, values, strict=True))
-    return Cost(float(row["s"]), float(row["cpu_time"]), "")
+    with open(path, newline="") as file:
+        row = next(csv.DictReader(file, delimiter="\t"), {})
+    try:
+        seconds, cpu = float(row["s"]), float(row["cpu_time"])
+    except (KeyError, TypeError, ValueError):  # NA
+        return None
+    return Cost(max(seconds, logged(folder / log) if log else 0.0), cpu, "")
+
+
+def logged(log: Path) -> float:
+    """Gives the seconds of a training's steps, all attempts together; 0 where there were none."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1]).get("seconds", 0.0) if lines else 0.0
+
+
+def _log(job: Job) -> Path | None:
+    """Gives the log of a training's epochs, in the folder of the run."""
+    return Path(job.options["output"]) / "log.jsonl" if job.rule in TRAININGS else None
 
 
 def _spent(folder: Path) -> None:
@@ -181,7 +228,10 @@ def _spent(folder: Path) -> None:
     print(f"{'step':18} jobs   ran  planned    spent  planned CPU  spent CPU")
     for rule in RULES:
         costs = {name: cost for name, cost in planned.items() if Job(name, {}).rule == rule}
-        pairs = [(cost, benchmark(folder, name)) for name, cost in costs.items()]
+        pairs = [
+            (cost, benchmark(folder, name, cost and cost.get("log")))
+            for name, cost in costs.items()
+        ]
         both = [(cost, found) for cost, found in pairs if cost and found]
         ran = sum(found is not None for _, found in pairs)
         if costs:

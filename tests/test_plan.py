@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import drawing
@@ -12,9 +13,9 @@ import running
 from running import ROOT, TINY
 
 from kt import plan
-from kt.core import footprint, probe
+from kt.core import amounts, footprint, probe
 from kt.core.footprint import Footprint
-from kt.core.step import ConfigError
+from kt.core.step import ConfigError, DataError, Interrupted
 from kt.core.work import TRAININGS, Work
 
 TARGETS = [f"target_train/small-{taught}-s0" for taught in
@@ -79,7 +80,8 @@ def test_without_any_run_probes_tell_what_every_job_costs(jobs, tmp_path, monkey
 def even(monkeypatch):
     """Probes that say what can be reckoned by hand."""
     said = {"start": (0.0, 0.0), "training": (1.0, 2.0), "extraction": (10.0, 20.0),
-            "product": (1e-3, 2e-3), "decoding": (100.0, 100.0)}  # fmt: skip
+            "product": (1e-3, 2e-3), "decoding": (100.0, 100.0),
+            "unpacking": (4.0, 4.0)}  # fmt: skip
     for name, rate in said.items():
         monkeypatch.setattr(probe, name, lambda *given, rate=rate: probe.Rate(*rate))
 
@@ -94,13 +96,124 @@ def test_a_job_costs_what_it_does_as_often_as_it_does_it(jobs, tmp_path, even):
     # HOG: 4x4 cells of 9 directions, of which a map of 3x3 is kept; 16 components; 5 rounds and
     # the last assignment; k = 4.
     width = 9 * footprint.width(named["pretext_train/hog-s0"].options["backbone"], "hog", 1, 28)
-    products = 120 * (width * (width + 16) + 6 * 16 * 4)
+    # The rows are projected to learn from them, and again to give each one its cluster.
+    products = 120 * (width * width + 2 * width * 16 + 6 * 16 * 4)
     assert found["cluster/hog-hog-k4"].seconds == pytest.approx(products * 1e-3)
     labelled = found["pseudo_labels/hog-hog-k4-images-train-unlabelled"].seconds
     assert labelled == pytest.approx(120 * 16 * (width + 4) * 1e-3)
-    # Both look at 120 labelled images; one of them trains on 60, for 5 labels a class.
-    assert found["evaluate/random-frozen"].seconds == pytest.approx(1200.0)
-    assert found["evaluate/random-finetune"].seconds == pytest.approx(1200.0 + 60.0)
+    # Features of 60 training and 60 test images serve three evaluations; 60 of the pool are seen in
+    # two views. Fine-tuning with 5 labels a class sees 60 images, and then those of test.
+    assert found["evaluate/random-frozen"].seconds == pytest.approx((120 + 2 * 60) * 10.0)
+    assert found["evaluate/random-finetune"].seconds == pytest.approx(60 * 1.0 + 60 * 10.0)
+
+
+def altered(jobs, rule: str, **more):
+    """Gives the jobs with other options of a rule's jobs; mappings are laid over JSON."""
+    found = []
+    for job in jobs:
+        options = dict(job.options)
+        for key, value in more.items() if job.rule == rule else ():
+            key = key.replace("_", "-")
+            options[key] = json.dumps(json.loads(options[key]) | value) if options.get(key) else ""
+        found.append(job._replace(options=options))
+    return found
+
+
+def test_mirror_images_and_packs_of_jpegs_cost_more(jobs, tmp_path, even):
+    features = "features/deep-block2-images-train-unlabelled"
+    seen = plan.estimate(jobs, altered(jobs, "features", mirror={}), tmp_path)[features]
+    assert seen.seconds == pytest.approx(2 * 1200.0)
+    packed = altered(jobs, "ingest", dataset={"storage": "jpeg"})
+    found = plan.estimate(packed, packed, tmp_path)
+    threads = int(next(job for job in jobs if job.name == features).options["threads"])
+    assert found[features].seconds == pytest.approx(120 * (10.0 + 4.0 / threads))
+    # A puzzle has tiles of another image.
+    puzzles = found["pretext_train/deep-s0"]
+    assert puzzles[:2] == pytest.approx((120 * (1.0 + 8.0 / threads), 120 * (2.0 + 8.0)))
+
+
+def test_arrays_are_not_decoded_and_files_are(jobs, tmp_path, even, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        probe, "decoding", lambda size, encoded: asked.append(encoded) or probe.Rate(1, 1)
+    )
+    for path in ("CIFAR10:data", "STL10:data", "Imagenette:data"):
+        some = altered(jobs, "ingest", dataset={"source": "torchvision", "path": path})
+        plan.estimate(some, [job for job in some if job.rule == "ingest"], tmp_path)
+    assert asked == [False, False, True]
+
+
+def test_the_bound_makes_the_steps_of_one_pack_on_images_of_the_other(jobs, tmp_path, even):
+    (ingest,) = [job for job in jobs if job.rule == "ingest"]
+    larger = altered([ingest], "ingest", dataset={"size": 56, "unlabelled": 7, "labelled": 30})[0]
+    larger = larger._replace(options=larger.options | {"output": "results/data/other"})
+    bound = next(job for job in jobs if job.name == TARGETS[-1])
+    moved = bound.options | {"pack": "results/data/other/train.h5"}
+    moved = bound._replace(options=moved)
+    found = plan.estimate([*jobs, larger], [moved], tmp_path)[bound.name]
+    assert found.seconds == pytest.approx(120.0)
+    same, more = (Work([*jobs, larger], tmp_path).operations(one) for one in (bound, moved))
+    assert 3 * same < more < 5 * same  # four times the pixels
+
+
+def test_clustering_costs_what_its_settings_ask_for(jobs, tmp_path, even):
+    name = "cluster/hog-hog-k4"
+    width = 9 * footprint.width('{"name": "hog", "cells": 4}', "hog", 1, 28)
+
+    def products(**settings) -> float:
+        some = altered(jobs, "cluster", settings=settings)
+        found = plan.estimate(some, [job for job in some if job.name == name], tmp_path)
+        return found[name].seconds / 1e-3
+
+    assert products(pca=None) == pytest.approx(120 * width * 4 * 6)
+    assert products(pca=None, sample=10) == pytest.approx((40 * 5 + 120) * width * 4)
+    # Of five iterations three are made on 20 rows, each of two times; the last two on all.
+    warm = products(pca=None, warm_start=5, redo=2)
+    assert warm == pytest.approx((20 * 3 * 2 + 120 * 2 + 120) * width * 4)
+
+
+def test_evaluations_look_at_the_images_as_often_as_they_do():
+    layers = ["one", "two"]
+    same = {"knn": {"map": 1}, "linear": {"map": 1, "dimensions": None}, "clusters": {}}
+    assert amounts.passes(same, layers) == [None]
+    each = {"knn": {"map": 1}, "linear": {"map": None, "dimensions": 9}, "svm": {"map": 2}}
+    assert amounts.passes(each, layers) == [None, "one", "two", None]
+    assert amounts.whole_passes(4000, 3000) == 3000
+    assert amounts.whole_passes(15000, 3000) == 15000
+
+
+def test_a_probe_that_fails_leaves_its_jobs_unknown_and_a_signal_ends_the_plan(
+    jobs, tmp_path, even, monkeypatch
+):
+    def failing(error: Exception) -> None:
+        def fail(*given):
+            raise error
+
+        monkeypatch.setattr(probe, "training", fail)
+
+    for error in (DataError("the loss is nan"), RuntimeError("out of memory")):
+        failing(error)
+        found = plan.estimate(jobs, jobs, tmp_path)
+        assert found[TARGETS[0]] is None and found["ingest/images"]
+    failing(Interrupted("stopped"))
+    with pytest.raises(Interrupted):
+        plan.estimate(jobs, jobs, tmp_path)
+
+
+def test_a_probe_stops_at_the_first_run_that_fills_its_time(monkeypatch):
+    now, runs = [0.0], []
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+
+    def work(number: int) -> int:
+        runs.append(number)
+        now[0] += number * 0.1
+        return number
+
+    assert probe._growing(work, 512, 2.0).seconds == pytest.approx(0.1)
+    assert runs == [2, 2, 8, 32]
+    runs.clear()
+    assert probe._growing(work, 12, 2.0).seconds == pytest.approx(0.1)
+    assert runs == [2, 2, 8, 12, 12, 12, 12]
 
 
 def test_what_parts_do_is_not_counted_again_where_they_are_gathered(options, tmp_path, even):
@@ -112,20 +225,54 @@ def test_what_parts_do_is_not_counted_again_where_they_are_gathered(options, tmp
         assert seconds is None or parts == pytest.approx(seconds), rule
 
 
+def test_jobs_that_gather_are_not_like_those_that_work(options, tmp_path, even):
+    some = plan.jobs(["--directory", str(tmp_path), *options, "shards=2"])
+    gathering = "features/deep-block2-images-train-unlabelled"
+    measured(tmp_path, gathering, 1.0, 1.0)
+    measured(tmp_path, "ingest_part/images-1-of-2", 500.0, 500.0)
+    found = plan.estimate(some, some, tmp_path)
+    assert found["features/hog-hog-images-train-unlabelled"] == (1.0, 1.0, "likeness")
+    assert found["features_part/hog-hog-images-train-unlabelled-1-of-2"].by == "probe"
+    assert found["ingest_part/images-2-of-2"] == (500.0, 500.0, "likeness")
+    assert found["ingest/images"].by == "probe"
+
+
 def found_in_all(found, rule: str) -> float:
     """Adds up the seconds of a rule's jobs."""
     return sum(cost.seconds for name, cost in found.items() if name.partition("/")[0] == rule)
 
 
-def test_what_follows_from_an_unknown_number_of_images_is_unknown(jobs, tmp_path, even):
-    (ingest,) = [job for job in jobs if job.rule == "ingest"]
-    dataset = json.loads(ingest.options["dataset"]) | {"unlabelled": None}
-    ingest = ingest._replace(options=ingest.options | {"dataset": json.dumps(dataset)})
-    found = plan.estimate([ingest, *(job for job in jobs if job.rule != "ingest")], jobs, tmp_path)
+def test_what_follows_from_an_unknown_number_of_images_is_unknown(
+    jobs, tmp_path, even, monkeypatch
+):
+    def training(backbone, task, settings, size, threads):
+        assert json.loads(settings)["batch"] == 15, "only fine-tuning sees a known number"
+        return probe.Rate(1.0, 2.0)
+
+    monkeypatch.setattr(probe, "training", training)
+    some = altered(jobs, "ingest", dataset={"unlabelled": None})
+    found = plan.estimate(some, some, tmp_path)
     unknown = {name.partition("/")[0] for name, cost in found.items() if cost is None}
     known = {name.partition("/")[0] for name, cost in found.items() if cost}
-    assert {"features", "cluster", "pseudo_labels", "target_train"} <= unknown
-    assert {"evaluate", "report", "ingest"} <= known
+    follows = {"ingest", "features", "cluster", "pseudo_labels", "target_train"}
+    assert unknown == follows | {"pretext_train"}
+    assert known == {"evaluate", "report", "pretext_train"}  # some teachers are not trained
+    assert found["pretext_train/untrained-s0"] and not found["pretext_train/deep-s0"]
+
+
+def test_what_snakemake_measured_of_the_last_attempt_alone_is_mended_by_the_log(tmp_path):
+    measured(tmp_path, "pretext_train/deep-s0", 10.0, 20.0)
+    log = tmp_path / "results/teachers/deep/s0/log.jsonl"
+    log.parent.mkdir(parents=True)
+    for seconds, told in ((95.5, 95.5), (3.0, 10.0)):
+        log.write_text('{"seconds": 1.0}\n' + json.dumps({"seconds": seconds}) + "\n")
+        found = plan.benchmark(tmp_path, "pretext_train/deep-s0", log.relative_to(tmp_path))
+        assert found[:2] == (told, 20.0)
+    log.unlink()
+    found = plan.benchmark(tmp_path, "pretext_train/deep-s0", log.relative_to(tmp_path))
+    assert found[:2] == (10.0, 20.0)
+    measured(tmp_path, "report", 0.4, "NA")
+    assert plan.benchmark(tmp_path, "report") is None
 
 
 def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
@@ -180,3 +327,65 @@ def test_the_table_counts_jobs_and_bytes_and_wrong_options_are_told(options, tmp
     assert kept.keys() == {"ingest/images"} and kept["ingest/images"]["by"] == "probe"
     done = running.run(*command, *options, "clusters=none")
     assert done.returncode == 2 and "clusters" in done.stderr
+
+
+def test_a_plan_runs_the_files_of_code_that_the_configuration_names(
+    options, tmp_path, even, monkeypatch, capsys
+):
+    monkeypatch.setenv("KT_RUN_FILES", "0")  # the plan sets it
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(ROOT / "tests/network_of_mine.py", folder / "net.py")
+    file = {"name": "file", "path": "net.py", "function": "tiny", "options": {"widths": [4, 8]}}
+    deep = {"backbone": file | {"digest": None}, "layers": ["two"]}
+    values = {"teachers": {"deep": deep, "untrained": {"layers": ["two"]}}}
+    mine = running.overlay(tmp_path / "mine.yaml", values)
+    place = options.index("--config")
+    plan._print([*options[:place], str(mine), *options[place:]], folder)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step") and "nothing" not in "".join(lines)
+    assert "GPU" in lines[-1]
+    kept = json.loads((folder / plan.KEPT).read_text())
+    assert kept["pretext_train/deep-s0"]["seconds"] == pytest.approx(120.0)
+    assert kept["pretext_train/deep-s0"]["log"] == "results/teachers/deep/s0/log.jsonl"
+
+
+def test_features_that_are_given_have_no_size_that_is_known(jobs):
+    sizes = Footprint((job.rule, job.options) for job in jobs)
+    (pack,) = {job.options["pack"] for job in jobs if job.rule == "features"}
+    assert sizes.of("features", {"given": "f.npy", "keys": "f.keys.txt", "pack": pack}) is None
+
+
+PRESETS = sorted(path.name for path in (ROOT / "presets").glob("*.yaml"))
+OWN = {"name": "file", "path": str(ROOT / "tests/network_of_mine.py"), "function": "tiny",
+       "options": {"widths": [4, 8]}, "digest": None}  # fmt: skip
+CASES = {
+    "clusters that are chosen": {"clusters": ["auto"], "teachers": {"deep": {"layers": ["auto"]}}},
+    "four shards": {"shards": 4},
+    "packs of JPEGs": {"datasets": {"fashion_mnist": {"storage": "jpeg"}}},
+    "mirror images": {"teachers": {"deep": {"mirror": True}}},
+    "no components": {"clustering": {"pca": None, "sample": 20, "warm_start": 5}},
+    "a file of code": {
+        "targets": {"small": {"backbone": OWN}},
+        "teachers": {"own": {"layers": ["two"]}, "random": {"layers": []}},
+    },
+    "no limits": {"datasets": {"fashion_mnist": {"unlabelled": None, "labelled": None}}},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*PRESETS, *CASES])
+def test_every_job_of_every_preset_has_a_cost_or_none(case, tmp_path, even, monkeypatch):
+    monkeypatch.setenv("KT_RUN_FILES", "1")
+    file = ROOT / "presets" / case
+    if case in CASES:
+        file = running.overlay(tmp_path / "case.yaml", CASES[case])
+    command = ["--snakefile", ROOT / "Snakefile", "--cores", 2, "--directory", tmp_path]
+    every = plan.jobs(map(str, [*command, "--configfile", file, "--forceall"]))
+    found = plan.estimate(every, every, tmp_path)
+    assert found.keys() == {job.name for job in every} and len(found) > 20
+    assert all(cost is None or 0 <= cost.seconds <= cost.cpu for cost in found.values())
+    known = {name.partition("/")[0] for name, cost in found.items() if cost}
+    assert {"report", "pretext_train"} <= known
+    sizes = Footprint((job.rule, job.options) for job in every)
+    assert any([sizes.of(job.rule, job.options) for job in every])

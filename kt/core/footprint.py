@@ -36,7 +36,10 @@ class Footprint:
                 self.backbones[options["output"]] = options["backbone"]
 
     def of(self, rule: str, options: Mapping[str, str]) -> int | None:
-        """Gives what a job will write, in bytes; None where the number of images is not known."""
+        """Gives what a job will write, in bytes; None where that is not known.
+
+        That is so where a data set has no limit, and for features that were made elsewhere.
+        """
         if rule == "ingest":
             dataset = json.loads(options["dataset"])
             numbers = [dataset[limit] for limit in LIMITS.values()]
@@ -45,7 +48,9 @@ class Footprint:
             return None if None in numbers else sum(numbers) * each
         if rule in ("pretext_train", "target_train"):
             return _parameter_bytes(options["backbone"])
-        if rule == "features" and options.get("model") in self.backbones:
+        if rule == "features":
+            if "model" not in options:
+                return None
             number, dataset = self._rows(options["pack"])
             backbone, layer = self.backbones[options["model"]], options["layer"]
             found = width(backbone, layer, int(options["map"]), dataset["size"])

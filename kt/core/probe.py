@@ -8,16 +8,25 @@ from __future__ import annotations
 import functools
 import io
 import json
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import kt
 from kt import config, workflow
 
 SECONDS = 2.0  # of each run that is timed
 LEAST = 512  # images
+FIRST, GROWTH = 2, 4  # images of a first run, and how many times more the next one sees
+PIXELS = (
+    1 << 20
+)  # of the images whose features are extracted at once: a map of 64 channels is 256 MB
+MEMORY = 2 << 30  # bytes of this process; a run that takes it beyond is the last
+LR = 1e-9  # weights stay as they are: noise teaches nothing, and the loss must stay finite
 PHOTOGRAPH = (500, 375)
 LIGHT, HEAVY = "import numpy, h5py, kt.config", "import kt.core.judge, kt.pretext_train"
 
@@ -49,6 +58,35 @@ def _timed(work, least: float | None = None) -> Rate:
     return spent.times(1 / number)
 
 
+def _growing(work: Callable[[int], int], most: int, seconds: float) -> Rate:
+    """Gives what an image costs, by runs of more and more images until one fills some seconds.
+
+    So a large network takes neither the time nor the memory of whole batches.
+
+    Args:
+        work: Does it with so many images, and gives how many it really were.
+        most: Images of the largest run, which is repeated until it fills the seconds.
+        seconds: How long a run must take for its rate to stand.
+    """
+    number = min(FIRST, most)
+    work(number)  # loads libraries and compiled loops
+    while True:
+        before, begun, used = _peak(), time.perf_counter(), time.process_time()
+        seen = work(number)
+        spent = Rate(time.perf_counter() - begun, time.process_time() - used)
+        if spent.seconds >= seconds or _peak() > max(before, MEMORY):
+            return spent.times(1 / seen)
+        if number == most:
+            return _timed(lambda: work(most), seconds).times(1 / seen)
+        number = min(GROWTH * number, most)
+
+
+def _peak() -> int:
+    """Gives the most memory that this process had so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _pack(number: int, size: int):
     """Draws so many images of noise."""
     import numpy as np
@@ -63,14 +101,14 @@ def _pack(number: int, size: int):
 @functools.cache
 def start(modules: str) -> Rate:
     """Gives what it costs to start a job: a process that imports what a step does."""
-    import resource
 
     def used() -> float:
         found = resource.getrusage(resource.RUSAGE_CHILDREN)
         return found.ru_utime + found.ru_stime
 
     before, begun = used(), time.perf_counter()
-    subprocess.run([sys.executable, "-c", modules], check=True)
+    root = Path(kt.__file__).parent.parent  # kt is found there whether it is installed or not
+    subprocess.run([sys.executable, "-c", modules], check=True, cwd=root)
     return Rate(time.perf_counter() - begun, used() - before)
 
 
@@ -92,39 +130,45 @@ def training(backbone: str, task: str, settings: str, size: int, threads: int) -
     from kt.pretext_train import build_task
 
     _say(f"training {json.loads(backbone)['name']}", threads)
-    values = config.json_of(config.Training)(settings)
-    pack = _pack(max(LEAST, 2 * values.batch), size)
+    # Not compiled: each of these short trainings would be compiled anew.
+    given = config.json_of(config.Training)(settings)
+    values = given.model_copy(update={"lr": LR, "compile": False})
+    most = max(LEAST // values.batch, 2) * values.batch
+    pack = _pack(most, size)
     rows, classes = torch.arange(len(pack)), workflow.BUDGET_CLASSES
     spread = torch.full((3,), 0.25)
     context = Context(size, rows, 2 * spread, spread, 0, rows % classes, classes)
     made = build_task(config.json_of(config.Plugin)(task), context)
     net = network.Network(model.fresh(config.json_of(config.Plugin)(backbone), 0), made)
 
-    def work() -> None:
-        training.train(training.Job(net, made, pack, rows, rows[:0], values, 1, 0, "probe"))
+    def work(number: int) -> int:
+        some, batch = rows[:number], min(values.batch, number)
+        training.train(training.Job(net, made, pack, some, rows[:0], values, 1, 0, "probe"))
+        return number // batch * batch
 
-    return _timed(work).times(1 / (len(pack) // values.batch * values.batch))
+    return _growing(work, most, SECONDS)
 
 
 @functools.cache
-def extraction(backbone: str, size: int, threads: int) -> Rate:
-    """Gives what an image costs whose features are extracted, those of all layers together."""
+def extraction(backbone: str, size: int, threads: int, layer: str | None = None) -> Rate:
+    """Gives what an image costs whose features are extracted, up to a layer or the last one."""
     import torch
 
     from kt.core import hardware, model, training
 
-    _say(f"features of {json.loads(backbone)['name']}", threads)
+    _say(f"features of {json.loads(backbone)['name']}{f', {layer}' if layer else ''}", threads)
     net = model.fresh(config.json_of(config.Plugin)(backbone), 0).eval()
     net.to(hardware.device()).to(memory_format=torch.channels_last)
-    pack = _pack(LEAST // 2, size)
-    (images,) = training.pack_batches(pack, torch.arange(len(pack)), len(pack))
+    most = max(1, min(LEAST // 2, PIXELS // size**2))
+    (images,) = training.pack_batches(_pack(most, size), torch.arange(most), most)
 
-    def work() -> None:
+    def work(number: int) -> int:
         with torch.inference_mode(), hardware.mixed(hardware.device()):
-            found = net.maps(net.normalise(images.to(hardware.device())), list(net.layers))
-            sum(float(maps[0, 0, 0, 0]) for maps in found.values())  # waits for an accelerator
+            maps = net(net.normalise(images[:number].to(hardware.device())), layer)
+            float(maps[0, 0, 0, 0])  # waits for an accelerator
+        return number
 
-    return _timed(work, SECONDS / 4).times(1 / len(pack))
+    return _growing(work, most, SECONDS / 4)
 
 
 @functools.cache
@@ -140,18 +184,39 @@ def product(threads: int) -> Rate:
 @functools.cache
 def decoding(size: int, is_photograph: bool) -> Rate:
     """Gives what a picture costs on one core: a JPEG of 500x375, or pixels of the packed size."""
-    import numpy as np
-    from PIL import Image
-
     from kt.core import decode
 
-    shape = (*PHOTOGRAPH[::-1], 3) if is_photograph else (size, size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    content = _noise((size, size))
     if is_photograph:
-        coarse = Image.fromarray(pixels[:30, :40]).resize(PHOTOGRAPH)  # noise would be all detail
-        coarse.save(buffer := io.BytesIO(), "JPEG", quality=90)
-        pixels = buffer.getvalue()
-    return _timed(lambda: decode.decode(pixels, size, 10**8), SECONDS / 8)
+        _photograph(PHOTOGRAPH).save(buffer := io.BytesIO(), "JPEG", quality=90)
+        content = buffer.getvalue()
+    return _timed(lambda: decode.decode(content, size, 10**8), SECONDS / 8)
+
+
+@functools.cache
+def unpacking(size: int) -> Rate:
+    """Gives what an image of a pack of JPEGs costs on one core each time it is read."""
+    import numpy as np
+
+    from kt.core import encoded, jpeg
+
+    payload = jpeg.encode(_photograph((size, size)), jpeg.QUALITY, subsampling=0)
+    content = np.frombuffer(payload, np.uint8)
+    return _timed(lambda: encoded.decode(content, size), SECONDS / 8)
+
+
+def _photograph(shape: tuple[int, int]):
+    """Draws a picture, width by height, with little detail: noise would be all detail."""
+    from PIL import Image
+
+    return Image.fromarray(_noise((40, 30))).resize(shape)
+
+
+def _noise(shape: tuple[int, int]):
+    """Draws pixels (height, width, 3) uint8 from width and height."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), np.uint8)
 
 
 def _say(what: str, threads: int) -> None:

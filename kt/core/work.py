@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kt import compute, config, workflow
-from kt.core import probe
-from kt.core.entries import TEST, TRAIN
+from kt.core import amounts, probe
+from kt.core.ending import Interrupted, StepError, line
+from kt.core.entries import POOL, TEST, TRAIN
 from kt.core.footprint import LIMITS, width
+from kt.sources import torchvision
 
 TRAININGS = ("pretext_train", "target_train")
+RETRAINING = {"finetune", "nonlinear"}
 LIGHT = ("ingest_part", "ingest", "cluster", "pseudo_labels_part", "pseudo_labels", "report")
-PIXELS = ("fashion_mnist",)  # sources of small pictures that are not encoded
 
 
 class Job(NamedTuple):
@@ -35,11 +38,6 @@ class Job(NamedTuple):
         """Its rule."""
         return self.name.partition("/")[0]
 
-    @property
-    def kind(self) -> str:
-        """What jobs of like cost share: the rule, and which evaluations."""
-        return f"{self.rule} {self.name.rpartition('-')[2] if self.rule == 'evaluate' else ''}"
-
 
 class _Unknown(Exception):
     """Something that the cost follows from is not known yet."""
@@ -53,6 +51,18 @@ class Work:
         self.folder = folder
         self.makers = {job.options["output"]: job for job in every}
 
+    def kind(self, job: Job) -> tuple:
+        """Gives what jobs of like cost share: rule, evaluations, parts, and if they only gather."""
+        judged = job.name.rpartition("-")[2] if job.rule == "evaluate" else ""
+        return job.rule, judged, _parts(job), self._gathers(job)
+
+    def _gathers(self, job: Job) -> bool:
+        """Says whether the work is done by other jobs, in parts."""
+        if job.rule != "ingest":
+            return bool(job.options.get("parts"))
+        parts = (other for other in self.makers.values() if other.rule == "ingest_part")
+        return any(part.options["dataset"] == job.options["dataset"] for part in parts)
+
     # ------------------------------------------------------------------------ images
 
     def dataset(self, folder: str | Path) -> dict[str, Any]:
@@ -63,10 +73,15 @@ class Work:
         """Gives the number of images of a pack: as they are, or their limit."""
         place = Path(pack)
         if (self.folder / place).exists():
-            from kt.core.images import layout
-
-            return layout(self.folder / place).shape[0]
+            return _packed((self.folder / place).absolute())
         return _known(self.dataset(place.parent)[LIMITS[place.stem]])
+
+    def _at_most(self, number: int, pack: str | Path) -> int:
+        """Gives so many images, or all of a pack where they are known to be fewer."""
+        try:
+            return min(number, self._rows(pack))
+        except _Unknown:
+            return number
 
     def _size(self, pack: str | Path) -> int:
         return self.dataset(Path(pack).parent)["size"]
@@ -80,24 +95,26 @@ class Work:
             return None
         keys = ("backbone", "task", "few-images", "epochs")
         values = {key.replace("-", "_"): json.loads(options.get(key, "null")) for key in keys}
+        # The bound makes as many steps as on the one pack, with the images of the other.
         values["pack"] = options.get("budget-of", options["pack"])
+        values["size"] = self._size(options["pack"])
         try:
             return sum(map(self._operations, json.loads(options.get("budget", "[]")) or [values]))
         except _Unknown:
             return None
 
     def _operations(self, part: dict[str, Any]) -> float:
-        """Gives the operations of one training, from its backbone, task, epochs and pack."""
+        """Gives the operations of one training, from its backbone, task, epochs, pack and size."""
         number, few, epochs = self._rows(part["pack"]), part["few_images"], part["epochs"]
         if few:
             epochs = config.check(config.FewImages, few).epochs(epochs, number)
         plugins = (json.dumps(part[name]) for name in ("backbone", "task"))
-        return epochs * number * _operations(*plugins, self._size(part["pack"]))
+        return epochs * number * _operations(*plugins, part.get("size") or self._size(part["pack"]))
 
     # ------------------------------------------------------------------------ probes
 
     def probed(self, job: Job) -> probe.Rate | None:
-        """Gives what a job will cost by probes; None where they do not tell."""
+        """Gives what a job will cost by probes; None where they do not tell, or fail."""
         work = {
             "ingest": self._decoding,
             "pretext_train": self._training,
@@ -111,101 +128,171 @@ class Work:
         }[job.rule.removesuffix("_part")]
         try:
             found = [] if self._gathers(job) else work(job)
+        except Interrupted:
+            raise
         except _Unknown:
             return None
-        share = int(job.options.get("part", "1/1").partition("/")[2])
-        found = [rate.times(1 / share) for rate in found]
+        except (StepError, RuntimeError, MemoryError) as error:
+            print(f"no probe tells of {job.name}: {line(error)}", file=sys.stderr)
+            return None
+        found = [rate.times(1 / _parts(job)) for rate in found]
         found.append(probe.start(probe.LIGHT if job.rule in LIGHT else probe.HEAVY))
         return probe.Rate(*map(sum, zip(*found, strict=True)))
-
-    def _gathers(self, job: Job) -> bool:
-        """Says whether the work is done by other jobs, in parts."""
-        if job.rule == "ingest":
-            return any(maker.rule == "ingest_part" for maker in self.makers.values())
-        return bool(job.options.get("parts"))
 
     def _decoding(self, job: Job) -> list[probe.Rate]:
         dataset, threads = json.loads(job.options["dataset"]), int(job.options["threads"])
         number = sum(_known(dataset[limit]) for limit in LIMITS.values())
-        one = probe.decoding(dataset["size"], dataset["source"] not in PIXELS)
+        one = probe.decoding(dataset["size"], _is_encoded(dataset))
+        return [probe.Rate(one.seconds / threads, one.cpu).times(number)]
+
+    def _unpacking(self, pack: str, options: dict[str, str], number: float) -> list[probe.Rate]:
+        """Gives what it costs to read so many images of a pack, which is nothing but for JPEGs."""
+        dataset, threads = self.dataset(Path(pack).parent), int(options["threads"])
+        if dataset["storage"] != "jpeg":
+            return []
+        one = probe.unpacking(dataset["size"])
         return [probe.Rate(one.seconds / threads, one.cpu).times(number)]
 
     def _training(self, job: Job) -> list[probe.Rate]:
         options = job.options
         if options["task"] == "null":
             return []
-        size = self._size(options["pack"])
-        plugins = options["backbone"], options["task"]
-        one = probe.training(*plugins, options["training"], size, int(options["threads"]))
         if (done := self.operations(job)) is None:
             raise _Unknown
-        return [one.times(done / _operations(*plugins, size))]
+        plugins = options["backbone"], options["task"]
+        number = done / _operations(*plugins, self._size(options["pack"]))
+        return self._trained(*plugins, options["training"], options["pack"], options, number)
 
-    def _seen(self, model: str, pack: str, options: dict[str, str], number: int) -> probe.Rate:
-        """Gives what it costs that a network looks at so many images."""
-        backbone = self.makers[model].options["backbone"]
-        return probe.extraction(backbone, self._size(pack), int(options["threads"])).times(number)
+    def _trained(
+        self, backbone: str, task: str, training: str, pack: str, options: dict[str, str], number
+    ) -> list[probe.Rate]:
+        """Gives what it costs that a training sees so many images; its settings are JSON."""
+        one = probe.training(backbone, task, training, self._size(pack), int(options["threads"]))
+        rows = 2 if json.loads(task).get("occlusions") else 1  # tiles of another image
+        return [one.times(number), *self._unpacking(pack, options, rows * number)]
+
+    def _seen(
+        self, model: str, pack: str, options: dict[str, str], number: int, layer: str | None = None
+    ) -> list[probe.Rate]:
+        """Gives what it costs that a network looks at so many images, up to a layer or the last."""
+        backbone, threads = self.makers[model].options["backbone"], int(options["threads"])
+        one = probe.extraction(backbone, self._size(pack), threads, layer)
+        return [one.times(number), *self._unpacking(pack, options, number)]
 
     def _choosing(self, job: Job) -> list[probe.Rate]:
         options = job.options
-        images = min(json.loads(options["choice"])["images"], self._rows(options["pack"]))
-        return [self._seen(options["model"], options["pack"], options, 2 * images)]
+        model, pack, wanted = options["model"], options["pack"], options["layers"].split()
+        named = [one for one in _layers(self.makers[model].options["backbone"]) if one in wanted]
+        images = self._at_most(json.loads(options["choice"])["images"], pack)
+        layer = None if config.AUTO in wanted else named[-1]
+        return self._seen(model, pack, options, 2 * images * _mirrored(options), layer)
 
     def _extraction(self, job: Job) -> list[probe.Rate]:
         options = job.options
         if "model" not in options:
             return []
-        pack = options["pack"]
-        return [self._seen(options["model"], pack, options, self._rows(pack))]
+        pack, layer = options["pack"], options["layer"]
+        number = self._rows(pack) * _mirrored(options)
+        layer = None if layer == config.AUTO else layer
+        return self._seen(options["model"], pack, options, number, layer)
 
-    def _table(self, options: dict[str, str], settings: str) -> tuple[int, int, int]:
+    def _table(self, options: dict[str, str], pca: int | None) -> tuple[int, int, int]:
         """Gives the rows of a table of features, their dimensions, and those that are kept."""
         made = self.makers[options["features"]].options
         if "model" not in made:
             raise _Unknown
         backbone, size = self.makers[made["model"]].options["backbone"], self._size(made["pack"])
         found = width(backbone, made["layer"], int(made["map"]), size)
-        return self._rows(made["pack"]), found, min(json.loads(settings)["pca"] or found, found)
+        number = self._rows(made["pack"])
+        return number, found, min(pca, found, max(1, number // 4)) if pca else found
 
     def _clustering(self, job: Job) -> list[probe.Rate]:
-        options = job.options
-        number, dimensions, kept = self._table(options, options["settings"])
-        settings = json.loads(options["settings"])
-        rounds = settings["iterations"] * settings["redo"] + 1
-        done = dimensions * (dimensions + kept) + rounds * kept * _clusters(options)
-        return [probe.product(int(options["threads"])).times(number * done)]
+        options, settings = job.options, json.loads(job.options["settings"])
+        number, dimensions, kept = self._table(options, settings["pca"])
+        k, learned = (
+            _clusters(options),
+            amounts.sampled(number, settings["sample"], _clusters(options)),
+        )
+        done = amounts.rows_assigned(learned, settings, k) * kept * k + number * kept * k
+        if settings["pca"]:  # covariance of all rows; projected are those learned from, then all
+            done += number * dimensions**2 + (learned + number) * dimensions * kept
+        return [probe.product(int(options["threads"])).times(done)]
 
     def _labelling(self, job: Job) -> list[probe.Rate]:
         options = job.options
         made = self.makers[options["clusters"]].options
-        number, dimensions, kept = self._table(options, made["settings"])
-        done = kept * (dimensions + _clusters(made))
+        pca = json.loads(made["settings"])["pca"]
+        number, dimensions, kept = self._table(options, pca)
+        done = kept * (_clusters(made) + (dimensions if pca else 0))
         return [probe.product(int(options["threads"])).times(number * done)]
 
     def _judging(self, job: Job) -> list[probe.Rate]:
-        """Counts what looks at images, once for all evaluations, and what trains; no other fits."""
-        options = job.options
-        models, packs = shlex.split(options["model"]), [f"{options['data']}/{TRAIN}.h5"]
-        packs.append(f"{options['data']}/{TEST}.h5")
-        images, backbone = sum(map(self._rows, packs)), self.makers[models[0]].options["backbone"]
-        found = [self._seen(models[0], packs[0], options, images)]
-        for name, values in json.loads(options["evaluations"]).items():
-            if name.startswith("voc"):
-                raise _Unknown
-            if "training" in values:
-                runs = values.get("labels_per_class", []) + values.get("fractions", [])
-                number = len(runs) or len(_layers(backbone))
-                given = (json.dumps(values[part]) for part in ("task", "training"))
-                size, threads = self._size(packs[0]), int(options["threads"])
-                one = probe.training(backbone, *given, size, threads)
-                found.append(one.times(values["images"] * number))
+        """Counts what looks at images and what trains; no fits of frozen features."""
+        options, found = job.options, []
+        evaluations = json.loads(options["evaluations"])
+        frozen = {name: values for name, values in evaluations.items() if amounts.is_frozen(name)}
+        if not evaluations.keys() - frozen.keys() <= RETRAINING:
+            raise _Unknown
+        models = shlex.split(options["model"])
+        pool, *packs = (f"{options['data']}/{split}.h5" for split in (POOL, TRAIN, TEST))
+        train, test = map(self._rows, packs)
+        if train and test:
+            for layer in amounts.passes(
+                frozen, _layers(self.makers[models[0]].options["backbone"])
+            ):
+                found += self._seen(models[0], packs[0], options, train + test, layer)
+            for values in (values for name, values in evaluations.items() if name not in frozen):
+                found += self._retraining(models[0], values, packs, options, train, test)
+        for views in (
+            values["view_images"] for values in frozen.values() if "view_images" in values
+        ):
+            found += self._seen(models[0], pool, options, 2 * self._at_most(views, pool))
         return [rate.times(len(models)) for rate in found]
+
+    def _retraining(
+        self, model: str, values: dict, packs: list[str], options: dict[str, str], train, test
+    ) -> list[probe.Rate]:
+        """Counts the runs of `finetune` or `nonlinear`: each one trains, and looks at test once."""
+        backbone = self.makers[model].options["backbone"]
+        runs = [0] * len(values.get("labels_per_class", [])) + values.get("fractions", [])
+        runs = runs or [1] * len(_layers(backbone))
+        # Whole passes over the labels; how many so many of each class are is not known.
+        number = sum(amounts.whole_passes(values["images"], share * train) for share in runs)
+        settings = (json.dumps(values[name]) for name in ("task", "training"))
+        trained = self._trained(backbone, *settings, packs[0], options, number)
+        return trained + self._seen(model, packs[1], options, len(runs) * test)
 
 
 def _known(number: int | None) -> int:
     if number is None:
         raise _Unknown
     return number
+
+
+def _parts(job: Job) -> int:
+    """Gives how many jobs share the work."""
+    return int(job.options.get("part", "1/1").partition("/")[2])
+
+
+def _mirrored(options: dict[str, str]) -> int:
+    """Gives how often each image is looked at: its mirror image, too, where options say so."""
+    return 2 if "mirror" in options else 1
+
+
+def _is_encoded(dataset: dict[str, Any]) -> bool:
+    """Says whether a source hands over files of pictures, and not small arrays of pixels."""
+    if dataset["source"] == "torchvision":
+        return (dataset["path"] or "").partition(":")[0] in torchvision.OF_FILES
+    return dataset["source"] != "fashion_mnist"
+
+
+@functools.cache
+def _packed(pack: Path) -> int:
+    """Gives the number of images of a pack; looks at none of them."""
+    from kt.core import table
+
+    with table.opened(pack) as file:
+        return len(file["keys"])
 
 
 def _clusters(options: dict[str, str]) -> int:

@@ -24,6 +24,7 @@ SPLITS = {
     "STL10": {POOL: {"split": "unlabeled"}, TRAIN: {"split": "train"}, TEST: {"split": "test"}},
     "Imagenette": {TRAIN: {"split": "train"}, TEST: {"split": "val"}},
 }
+OF_FILES = ("Imagenette",)  # the others are arrays of pixels
 
 
 def entries(dataset: Dataset) -> Iterator[Entry]:
@@ -34,7 +35,7 @@ def entries(dataset: Dataset) -> Iterator[Entry]:
     """
     name, folder = _name_and_folder(dataset)
     for split, options in SPLITS[name].items():
-        if name == "Imagenette":
+        if name in OF_FILES:
             options = {**options, "size": "160px" if dataset.size <= 160 else "320px"}
             yield from _files(split, _opened(name, folder, options))
         else:

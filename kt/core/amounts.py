@@ -1,0 +1,48 @@
+"""How often steps go through their rows and images, for `kt.core.work`: no torch, no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kt import config
+
+
+def sampled(number: int, per_centroid: int | None, k: int) -> int:
+    """Gives how many of the rows are drawn where so many are wanted for each centroid."""
+    return min(number, per_centroid * k) if per_centroid else number
+
+
+def rows_assigned(rows: int, settings: dict[str, Any], k: int) -> int:
+    """Gives how many rows the iterations of k-means assign, as `kt.cluster.fit` does them."""
+    from kt.cluster import WARM_SHARE
+
+    iterations, redo = settings["iterations"], settings["redo"]
+    warm = sampled(rows, settings["warm_start"], k)
+    if warm == rows or iterations == 1:
+        return iterations * redo * rows
+    early = min(iterations - 1, max(1, int(WARM_SHARE * iterations)))
+    return early * redo * warm + (iterations - early) * rows
+
+
+def is_frozen(name: str) -> bool:
+    """Says whether an evaluation looks at frozen features only."""
+    return config.plugin("evaluations", name).FROZEN
+
+
+def passes(frozen: dict[str, dict], layers: list[str]) -> list[str | None]:
+    """Gives up to which layer each pass over train and test goes, None for all layers.
+
+    One pass gives all layers, pooled to one map; the next evaluation takes it over if it pools
+    alike. With `dimensions` each layer has a pass of its own (`kt.core.pooling.probes`).
+    """
+    wanted: list[tuple[str | None, int]] = []
+    for values in frozen.values():
+        dimensions = values.get("dimensions")
+        every = [(layer, dimensions) for layer in layers]
+        wanted += every if dimensions else [(None, values.get("map", 1))]
+    return [one[0] for place, one in enumerate(wanted) if wanted[place - 1 : place] != [one]]
+
+
+def whole_passes(images: int, rows: float) -> float:
+    """Gives the images that a training on so many rows sees, that is to see some images."""
+    return rows * max(1, round(images / rows)) if rows else images
