@@ -104,7 +104,7 @@ def _device(found: list[Cost | None]) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "no GPU here: a probe's times are of this machine's processor"
+        return "no GPU here: what probes tell is time of this machine's processor"
     seconds = sum(cost.seconds for cost in found if cost)
     return f"{lasting(seconds)} of it are GPU time: trainings, choices, extraction, evaluations"
 

@@ -364,7 +364,7 @@ CASES = {
     "four shards": {"shards": 4},
     "packs of JPEGs": {"datasets": {"fashion_mnist": {"storage": "jpeg"}}},
     "mirror images": {"teachers": {"deep": {"mirror": True}}},
-    "no components": {"clustering": {"pca": None, "sample": 20, "warm_start": 5}},
+    "no components": {"clustering": {"pca": None, "whiten": False, "sample": 20, "warm_start": 5}},
     "a file of code": {
         "targets": {"small": {"backbone": OWN}},
         "teachers": {"own": {"layers": ["two"]}, "random": {"layers": []}},

@@ -174,8 +174,9 @@ class Work:
     def _seen(
         self, model: str, pack: str, options: dict[str, str], number: int, layer: str | None = None
     ) -> list[probe.Rate]:
-        """Gives what it costs that a network looks at so many images, up to a layer or the last."""
+        """Gives what it costs that a network looks at images, up to a layer; `auto`: the last."""
         backbone, threads = self.makers[model].options["backbone"], int(options["threads"])
+        layer = None if layer in (config.AUTO, _layers(backbone)[-1]) else layer
         one = probe.extraction(backbone, self._size(pack), threads, layer)
         return [one.times(number), *self._unpacking(pack, options, number)]
 
@@ -184,7 +185,7 @@ class Work:
         model, pack, wanted = options["model"], options["pack"], options["layers"].split()
         named = [one for one in _layers(self.makers[model].options["backbone"]) if one in wanted]
         images = self._at_most(json.loads(options["choice"])["images"], pack)
-        layer = None if config.AUTO in wanted else named[-1]
+        layer = config.AUTO if config.AUTO in wanted else named[-1]
         return self._seen(model, pack, options, 2 * images * _mirrored(options), layer)
 
     def _extraction(self, job: Job) -> list[probe.Rate]:
@@ -193,7 +194,6 @@ class Work:
             return []
         pack, layer = options["pack"], options["layer"]
         number = self._rows(pack) * _mirrored(options)
-        layer = None if layer == config.AUTO else layer
         return self._seen(options["model"], pack, options, number, layer)
 
     def _table(self, options: dict[str, str], pca: int | None) -> tuple[int, int, int]:
