@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import drawing
+import h5py
 import pytest
 import running
 from running import ROOT, TINY
@@ -156,6 +157,16 @@ def test_the_bound_makes_the_steps_of_one_pack_on_images_of_the_other(jobs, tmp_
     assert 3 * same < more < 5 * same  # four times the pixels
 
 
+def test_packs_that_stand_are_counted_by_their_keys_alone(jobs, tmp_path, even):
+    pack = tmp_path / "results/data/images/train-unlabelled.h5"
+    pack.parent.mkdir(parents=True)
+    with h5py.File(pack, "w") as file:  # no images that could be looked at
+        file["keys"] = [b"one", b"two", b"three"]
+    found = plan.estimate(jobs, jobs, tmp_path)
+    assert found["features/deep-block2-images-train-unlabelled"].seconds == pytest.approx(30.0)
+    assert found["pretext_train/deep-s0"].seconds == pytest.approx(3.0)
+
+
 def test_clustering_costs_what_its_settings_ask_for(jobs, tmp_path, even):
     name = "cluster/hog-hog-k4"
     width = 9 * footprint.width('{"name": "hog", "cells": 4}', "hog", 1, 28)
@@ -230,8 +241,14 @@ def test_jobs_that_gather_are_not_like_those_that_work(options, tmp_path, even):
     gathering = "features/deep-block2-images-train-unlabelled"
     measured(tmp_path, gathering, 1.0, 1.0)
     measured(tmp_path, "ingest_part/images-1-of-2", 500.0, 500.0)
+    whole = "features/untrained-block2-images-train-unlabelled"  # as if made in one job before
+    some = [
+        job._replace(options=job.options | {"parts": ""}) if job.name == whole else job
+        for job in some
+    ]
     found = plan.estimate(some, some, tmp_path)
     assert found["features/hog-hog-images-train-unlabelled"] == (1.0, 1.0, "likeness")
+    assert found[whole][1:] == (2400.0, "probe")
     assert found["features_part/hog-hog-images-train-unlabelled-1-of-2"].by == "probe"
     assert found["ingest_part/images-2-of-2"] == (500.0, 500.0, "likeness")
     assert found["ingest/images"].by == "probe"
