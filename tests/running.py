@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +61,21 @@ def jobs(done: subprocess.CompletedProcess) -> list[str]:
     assert done.returncode == 0, output(done)
     found = re.findall(r"^Job \d+: (.*)$", output(done), re.MULTILINE)
     return sorted(name for name in found if name != "all is done")
+
+
+def install(*packages: str) -> None:
+    """Installs packages of Debian's, if it may."""
+    if os.geteuid() or not shutil.which("apt-get"):
+        return
+    subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
+    command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages]
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(command, capture_output=True, env=quiet)
+
+
+def missing(reason: str) -> NoReturn:
+    """Skips a test that this machine cannot run; under `.ci/run`, where it must, lets it fail."""
+    (pytest.fail if "KT_CI" in os.environ else pytest.skip)(reason)
 
 
 def output(done: subprocess.CompletedProcess) -> str:

@@ -19,12 +19,14 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import running
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
-QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 NODES = ("n1", "n2")
 CORES = 4  # of each
 FREEZER = Path("/sys/fs/cgroup/freezer")  # of control groups, version 1
@@ -78,10 +80,8 @@ NODE = (
 
 def install() -> str:
     """Installs what a cluster needs, if it may; gives what is missing then, or nothing."""
-    if _lacking() and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
-        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *PACKAGES]
-        subprocess.run(command, capture_output=True, env={**os.environ, **QUIET})
+    if _lacking():
+        running.install(*PACKAGES)
     if os.geteuid():
         return "slurmd needs root"
     return f"programs {', '.join(_lacking())}" if _lacking() else ""
@@ -177,9 +177,11 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
         tracker=tracker(),
     )
     (folder / "slurm.conf").write_text(text)
-    (folder / "cgroup.conf").write_text(
-        f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={FREEZER.parent}\n"
-    )
+    if tracker() == "cgroup":
+        text = f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={FREEZER.parent}\n"
+        (folder / "cgroup.conf").write_text(text)
+    else:
+        warnings.warn("no control groups: what jobs leave behind is not checked", stacklevel=2)
     (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[1-2]\n")
     # Snakemake's plugin takes SLURM_CONF from srun's environment; this one brings it back.
     (folder / "bin").mkdir()

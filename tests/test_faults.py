@@ -22,7 +22,7 @@ import pytest
 import stages
 from drawing import encoded
 from PIL import Image
-from running import jobs, output, overlay, run, workflow
+from running import install, jobs, missing, output, overlay, run, workflow
 
 from kt.core import ending, model, step, table
 from kt.core.step import ResourceError
@@ -39,12 +39,12 @@ def made(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, *options):
+def mounted(folder: Path, kind: str, *options):
     """Mounts a disk at a new folder; skips the test where that is not permitted."""
     folder.mkdir()
     done = subprocess.run(["mount", *options, folder], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"NOT TESTED on a full disk, mounting is not permitted: {done.stderr}")
+        missing(f"NOT TESTED with a full {kind}, mounting is not permitted: {done.stderr}")
     try:
         yield folder
     finally:
@@ -53,21 +53,21 @@ def mounted(folder: Path, *options):
 
 def disk(folder: Path, num_bytes: int):
     """Mounts a disk of so many bytes."""
-    return mounted(folder, "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs")
+    return mounted(folder, "disk", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs")
 
 
 @contextlib.contextmanager
 def home(folder: Path):
     """Mounts a disk on which a folder, which is given, may have a quota: see `limit`."""
     if not shutil.which("mkfs.btrfs"):
-        subprocess.run(["apt-get", "-qq", "install", "-y", "btrfs-progs"], capture_output=True)
+        install("btrfs-progs")
     if not shutil.which("mkfs.btrfs"):
-        pytest.skip("NOT TESTED with a full quota: mkfs.btrfs of btrfs-progs is missing")
+        missing("NOT TESTED with a full quota: mkfs.btrfs of btrfs-progs is missing")
     image = folder.with_suffix(".image")
     with image.open("wb") as file:
         file.truncate(512 << 20)
     subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
-    with mounted(folder, "-o", "loop,max_inline=0", image):
+    with mounted(folder, "quota", "-o", "loop,max_inline=0", image):
         subprocess.run(["btrfs", "-q", "subvolume", "create", folder / "home"], check=True)
         subprocess.run(["btrfs", "quota", "enable", folder], check=True)
         yield folder / "home"
@@ -152,7 +152,8 @@ def test_a_workflow_whose_quota_is_full_goes_on_when_there_is_room(tmp_path):
         assert done.returncode == 0, output(done)
         limit(small, used(small) + (1 << 20))  # less, and Snakemake itself does not start
         done = workflow(small, pictures, wanted, files=files)
-        assert done.returncode and "Traceback" not in output(done), output(done)
+        assert done.returncode == ResourceError.exit_code, output(done)
+        assert "Traceback" not in output(done), output(done)
         found = re.search(r"error: .*results/teachers/deep/s0.*quota exceeded", output(done))
         assert found and not (small / weights).exists(), output(done)
         limit(small, "none")

@@ -9,13 +9,22 @@ import types
 import pytest
 
 CODE = """
-import sys, types, torch
+import os, sys, types
+exists = os.path.exists
+os.path.exists = lambda path: "DRIVER" in os.environ if "nvidia" in path else exists(path)
+from kt.core import lloyd
+assert lloyd.device() is None and "torch" not in sys.modules
+lloyd.device.cache_clear()
+os.environ["DRIVER"] = "is there"
+import tempfile, torch
+tempfile.tempdir = os.environ.get("PLACE")
 torch.cuda.is_available = lambda: True
-torch.cuda.device_count = lambda: 2
+torch.cuda.device_count = lambda: int(os.environ.get("GPUS", 2))
 torch.cuda.get_device_properties = lambda number: types.SimpleNamespace(uuid=f"drawn-{number}")
 torch.cuda.set_device = lambda number: None
 from kt.core import hardware
-print(hardware.device(), hardware.device(), flush=True)
+device = lloyd.device if "KMEANS" in os.environ else hardware.device
+print(device(), device(), flush=True)
 input()
 """
 
@@ -49,5 +58,29 @@ def test_each_step_claims_a_gpu_of_its_own_and_a_killed_one_gives_it_back(step):
     assert step().got == ["cuda:0"] * 2
 
 
-def test_under_torchrun_the_rank_decides(step):
-    assert step(LOCAL_RANK="1").got == ["cuda:1"] * 2
+def test_processes_of_one_training_take_different_gpus_and_free_ones_first(step):
+    alone = step()
+    ranks = [step(LOCAL_RANK=rank, TORCHELASTIC_RUN_ID="one", GPUS="3") for rank in "01"]
+    assert alone.got == ["cuda:0"] * 2
+    assert [one.got[0] for one in ranks] == ["cuda:1", "cuda:2"]
+
+
+def test_processes_of_one_training_share_gpus_with_others_but_not_with_each_other(step):
+    step()
+    ranks = [step(LOCAL_RANK=rank, TORCHELASTIC_RUN_ID="one") for rank in "01"]
+    assert [one.got[0] for one in ranks] == ["cuda:1", "cuda:0"]  # the free one first
+    others = [step(LOCAL_RANK=rank, TORCHELASTIC_RUN_ID="two") for rank in "01"]
+    assert [one.got[0] for one in others] == ["cuda:0", "cuda:1"]
+    third = step(LOCAL_RANK="2", TORCHELASTIC_RUN_ID="one")  # one more than there are GPUs
+    assert third.got[0] in ("cuda:0", "cuda:1")
+
+
+def test_where_no_lock_can_be_had_the_rank_decides(step, tmp_path):
+    nowhere = str(tmp_path / "file")
+    (tmp_path / "file").touch()
+    assert step(LOCAL_RANK="1", PLACE=nowhere).got == ["cuda:1"] * 2
+
+
+def test_k_means_claims_as_other_steps_do_and_imports_torch_only_where_there_is_a_gpu(step):
+    first, second = step(), step(KMEANS="1")
+    assert (first.got, second.got) == (["cuda:0"] * 2, ["cuda:1"] * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,36 @@ def test_parts_that_do_not_belong_together_are_refused(made, tmp_path):
     names = crafted.names(NUMBER, "other")
     crafted.write_pack(made / "new.h5", crafted.noise(NUMBER, 28), names)
     refused("was not made from", one, two, pack="new.h5")
+
+
+def test_every_key_must_stand_once_and_in_its_place(made, tmp_path):
+    one, two = in_parts("features", made, tmp_path, 2)
+    with table.read(two, "features", {}) as file:
+        rows = len(file["keys"])
+    output, changed = tmp_path / "all.h5", tmp_path / "changed.h5"
+
+    def refused(message: str, picked: list[int]):
+        rewrite(two, changed, picked, made)
+        step("features", made, output, "--parts", one, changed, fails=message)
+        assert not output.exists()
+
+    refused(f"{NUMBER - 1} rows in all parts", list(range(rows - 1)))
+    refused(f"{NUMBER + 1} rows in all parts", [*range(rows), 0])
+    refused("are not those that follow", [*range(rows - 1), 0])
+    refused("are not those that follow", [1, 0, *range(2, rows)])
+    rewrite(two, changed, list(range(rows)), made)
+    step("features", made, output, "--parts", one, changed)
+
+
+def rewrite(part: Path, output: Path, picked: list[int], made: Path) -> None:
+    """Writes a part of the features anew, with other rows of its own."""
+    with table.read(part, "features", {}) as file:
+        settings = json.loads(table.text(file, "config"))
+        arrays = {name: file[name][...][picked] for name in file}
+    parents = [made / "pack.h5", made / "teacher" / "model.safetensors"]
+    with table.create(output, "features", settings, parents) as file:
+        for name, array in arrays.items():
+            table.put(file, name, array)
 
 
 # ---------------------------------------------------------------------------- the workflow

@@ -16,7 +16,7 @@ import drawing
 import numpy as np
 import pytest
 import slurm
-from running import ROOT, SNAKEMAKE, TINY, environment, overlay
+from running import ROOT, SNAKEMAKE, TINY, environment, missing, overlay
 from safetensors.numpy import load_file
 
 from kt.cluster import read_clusters
@@ -32,8 +32,8 @@ QUICK += ["--slurm-no-account", "--latency-wait", "20", "--set-threads", "pretex
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    if missing := slurm.install():
-        pytest.skip(f"NO SLURM ON THIS HOST, nothing of it was tested: {missing}")
+    if lacking := slurm.install():
+        missing(f"NO SLURM ON THIS HOST, nothing of it was tested: {lacking}")
     # Short: the path of a socket has at most 107 bytes.
     folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"kt-slurm-{os.getpid()}"
     with slurm.cluster(folder) as found:

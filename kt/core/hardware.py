@@ -8,6 +8,7 @@ import fcntl
 import functools
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -32,35 +33,65 @@ keep_freed_memory()  # before the first batch
 
 
 def device() -> torch.device:
-    """Gives the device of this process: under torchrun its own GPU, else a free one, if any."""
+    """Gives the device of this process: a GPU that is free, if any."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    rank = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda", _claimed() if rank is None else int(rank))
+    return torch.device("cuda", _claimed())
 
 
 @functools.cache
 def _claimed() -> int:
     """Claims one of the GPUs that a scheduler left to this process; several steps run side by side.
 
-    The claim is a lock that goes with the process. Where all are taken, one is shared.
+    The claim is a lock that goes with the process. Where all are taken, one is shared, but by two
+    processes of one training only if they are more than there are GPUs: NCCL refuses that.
     """
     count = torch.cuda.device_count()
-    chosen = os.getpid() % count
-    for number in range(count):
-        name = torch.cuda.get_device_properties(number).uuid  # numbers differ between processes
-        place = Path(tempfile.gettempdir()) / f"kt-gpu-{os.getuid()}-{name}.lock"
-        with contextlib.suppress(OSError):
-            file = open(place, "a")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _held.append(file)
-            chosen = number
-            break
+    # Numbers differ between processes, these do not.
+    names = [torch.cuda.get_device_properties(number).uuid for number in range(count)]
+    chosen = first = int(os.environ.get("LOCAL_RANK", os.getpid())) % count
+    with contextlib.suppress(OSError):  # there is no place for locks
+        chosen = _choose(names, first)
     torch.cuda.set_device(chosen)
     return chosen
 
 
-_held: list = []  # open lock files
+def _choose(names: list[str], first: int) -> int:
+    """Locks a GPU that nobody has, else one that no other process of this training has."""
+    ours = _byte_of_training()
+    with _lock_file("turn") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # one chooses at a time
+        _held.extend(map(_lock_file, names))
+        for start, taken in ((0, (ANYONE, ours)), (first, (ours,))):
+            for number in range(start, start + len(names)):
+                if _lock(_held[number % len(names)], taken):
+                    return number % len(names)
+    return first
+
+
+ANYONE = 0  # the byte of a GPU's file that is locked by who has it for itself
+_held: list = []  # open lock files, a GPU each
+
+
+def _lock_file(name: str):
+    return open(Path(tempfile.gettempdir()) / f"kt-gpu-{os.getuid()}-{name}.lock", "a")
+
+
+def _lock(file, taken: tuple[int, ...]) -> bool:
+    """Locks all of some bytes of a file, or none; says whether it could."""
+    try:
+        for place in taken:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+    except OSError:
+        fcntl.lockf(file, fcntl.LOCK_UN)
+        return False
+    return True
+
+
+def _byte_of_training() -> int:
+    """Gives the byte that this process locks, as do all that torchrun started together."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", str(os.getpid()))
+    return 1 + zlib.crc32(name.encode())
 
 
 def delivery_threads(where: torch.device) -> int:

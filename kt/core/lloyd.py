@@ -241,8 +241,7 @@ def device() -> str | None:
     """Gives this process's device or None; torch is only imported where there could be one."""
     if not os.path.exists("/dev/nvidiactl"):
         return None
-    import torch
+    from kt.core import hardware
 
-    if not torch.cuda.is_available():
-        return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    where = hardware.device()
+    return str(where) if where.type == "cuda" else None
