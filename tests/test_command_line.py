@@ -8,13 +8,15 @@ import sys
 
 import drawing
 import pytest
-from running import ROOT, TINY, jobs, output, overlay, run, workflow
+import yaml
+from running import ROOT, SNAKEMAKE, TINY, jobs, output, overlay, run, workflow
 
 pytestmark = pytest.mark.timeout(600)
 
 STEPS = ("ingest", "pretext_train", "features", "cluster", "pseudo_labels", "target_train",
          "evaluate", "report")  # fmt: skip
 CONFIGURATION, DATA = 2, 3
+PROFILES = sorted(path.name for path in (ROOT / "profiles").iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,34 @@ def test_every_preset_plans_a_run_without_importing_torch(place, preset):
     loaded = set(re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE))
     assert "kt.config" in loaded
     assert not loaded & {"torch", "torchvision", "faiss", "sklearn", "skimage", "matplotlib"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_plans_a_run(place, profile):
+    done = run(
+        *(*SNAKEMAKE, "-n", "--workflow-profile", ROOT / "profiles" / profile),
+        *("--directory", place / "profiles", "--configfile", TINY),
+        *("--config", f"images={place / 'pictures'}"),
+    )
+    assert "report" in jobs(done)
+
+
+LATE = """
+rule all:
+    output: "made.txt"
+    shell: "(sleep 2; touch made.txt) > /dev/null 2>&1 &"
+"""
+
+
+def test_on_a_cluster_a_file_that_appears_late_is_waited_for(tmp_path):
+    for profile in {*PROFILES} - {"default", "workstation"}:
+        values = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
+        assert values["latency-wait"] >= 60
+    (tmp_path / "Snakefile").write_text(LATE)
+    options = ["--workflow-profile", ROOT / "profiles" / "slurm", "--executor", "local"]
+    done = run(*SNAKEMAKE, *options, "--cores", 1, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "made.txt").exists(), output(done)
+    assert "missing locally" in output(done)  # and then it came
 
 
 def test_snakemake_finds_nothing_to_complain_of_in_the_rules():

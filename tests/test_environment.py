@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import running
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -104,6 +105,16 @@ def test_every_import_of_kt_is_a_dependency_and_those_of_extras_stand_in_their_p
         line = re.compile(rf"^\s*(import|from) {name}\b", re.M)
         users = [path for path in (ROOT / "kt").rglob("*.py") if line.search(path.read_text())]
         assert users == [ROOT / "kt" / "backbones" / f"{name}.py"]
+
+
+def test_in_ci_what_a_machine_lacks_fails_a_test_instead_of_skipping_it(monkeypatch):
+    assert re.search(r"^export KT_CI=1\b", (ROOT / ".ci" / "run").read_text(), re.M)
+    monkeypatch.delenv("KT_CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no disk"):
+        running.missing("no disk")
+    monkeypatch.setenv("KT_CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="no disk"):
+        running.missing("no disk")
 
 
 def test_python_bound_and_version_have_one_source():
