@@ -1,10 +1,48 @@
 """What jobs ask for, and the parts that several jobs share."""
 
+import contextlib
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 
+import psutil
 from snakemake.io import IOFile
+
+
+def hand_on_signals():
+    """Lets a job's step hear the signals that the job's Snakemake gets, which keeps them to itself.
+
+    Slurm tells only the first process of a job, which is Snakemake's, where it finds processes by
+    control groups: a training would know nothing of a time limit until it is killed.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # else it ends Snakemake at once
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # stays when Snakemake sets its handlers
+
+    def listen():
+        while number := os.read(heard, 1):
+            if number[0] in (signal.SIGTERM, signal.SIGUSR1):
+                for step in steps_below(psutil.Process()):
+                    with contextlib.suppress(psutil.Error):
+                        step.terminate()
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def steps_below(process):
+    """Lists the programs of kt that a process started, not those that they started themselves.
+
+    The shells between are left alone: they would end, and the job with them, before the step has.
+    """
+    with contextlib.suppress(psutil.Error):
+        flag, name = [*process.cmdline(), "", ""][1:3]
+        if flag == "-m" and name.startswith("kt."):
+            return [process]
+        return [step for child in process.children() for step in steps_below(child)]
+    return []
 
 
 def training_threads():
@@ -63,3 +101,6 @@ def number_of_parts(path):
 
 
 TRAINING_THREADS = training_threads()
+
+if not workflow.is_main_process:
+    hand_on_signals()
