@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import crafted
+import drawing
 import numpy as np
 import pytest
 import stages
 import torch
-from running import ROOT, environment
+from running import ROOT, command, environment, overlay
 
 import kt
 from kt.core import ending, model, resume, step, table
@@ -261,3 +262,23 @@ def test_a_signal_while_libraries_are_loaded_ends_a_program_with_75(made, tmp_pa
     assert started.returncode == CODE, said
     assert "Traceback" not in said and "error: stopped by" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+def test_a_job_hands_on_the_signal_that_its_snakemake_alone_gets(tmp_path, number):
+    pictures = drawing.write_folder(drawing.tree(40, 4, 4), tmp_path / "pictures")
+    wanted, folder = "results/teachers/deep/s0/model.safetensors", tmp_path / "run"
+    long = overlay(tmp_path / "long.yaml", {"teachers": {"deep": {"training": {"epochs": 10000}}}})
+    words = command(folder, pictures, "--mode", "remote", wanted, files=[long])  # as in a job
+    env = {**environment(ROOT), "KT_SAVE_SECONDS": "0.1"}
+    job = subprocess.Popen(words, cwd=ROOT, env=env, stdout=-1, stderr=-2, text=True)
+    try:
+        until = time.monotonic() + 100
+        while not list(folder.glob("results/state/deep-s0-*/**/*.state")):
+            assert job.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        job.send_signal(getattr(signal, number))
+        printed, _ = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert "run it again to go on" in printed and f"exit status {CODE}" in printed, printed
