@@ -1,4 +1,4 @@
-"""What jobs ask for, and the parts that several jobs share."""
+"""What jobs ask for, the parts that several jobs share, and the signals that they hand on."""
 
 import contextlib
 import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -271,7 +272,10 @@ def test_a_job_hands_on_the_signal_that_its_snakemake_alone_gets(tmp_path, numbe
     long = overlay(tmp_path / "long.yaml", {"teachers": {"deep": {"training": {"epochs": 10000}}}})
     words = command(folder, pictures, "--mode", "remote", wanted, files=[long])  # as in a job
     env = {**environment(ROOT), "KT_SAVE_SECONDS": "0.1"}
-    job = subprocess.Popen(words, cwd=ROOT, env=env, stdout=-1, stderr=-2, text=True)
+    job = subprocess.Popen(
+        words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         until = time.monotonic() + 100
         while not list(folder.glob("results/state/deep-s0-*/**/*.state")):
@@ -280,5 +284,6 @@ def test_a_job_hands_on_the_signal_that_its_snakemake_alone_gets(tmp_path, numbe
         job.send_signal(getattr(signal, number))
         printed, _ = job.communicate(timeout=60)
     finally:
-        job.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
     assert "run it again to go on" in printed and f"exit status {CODE}" in printed, printed
