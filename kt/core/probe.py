@@ -22,9 +22,8 @@ from kt import config, workflow
 SECONDS = 2.0  # of each run that is timed
 LEAST = 512  # images
 FIRST, GROWTH = 2, 4  # images of a first run, and how many times more the next one sees
-PIXELS = (
-    1 << 20
-)  # of the images whose features are extracted at once: a map of 64 channels is 256 MB
+# Of the images whose features are extracted at once: a map of 64 channels is 256 MB.
+PIXELS = 1 << 20
 MEMORY = 2 << 30  # bytes of this process; a run that takes it beyond is the last
 LR = 1e-9  # weights stay as they are: noise teaches nothing, and the loss must stay finite
 PHOTOGRAPH = (500, 375)

@@ -209,10 +209,8 @@ class Work:
     def _clustering(self, job: Job) -> list[probe.Rate]:
         options, settings = job.options, json.loads(job.options["settings"])
         number, dimensions, kept = self._table(options, settings["pca"])
-        k, learned = (
-            _clusters(options),
-            amounts.sampled(number, settings["sample"], _clusters(options)),
-        )
+        k = _clusters(options)
+        learned = amounts.sampled(number, settings["sample"], k)
         done = amounts.rows_assigned(learned, settings, k) * kept * k + number * kept * k
         if settings["pca"]:  # covariance of all rows; projected are those learned from, then all
             done += number * dimensions**2 + (learned + number) * dimensions * kept
