@@ -115,8 +115,10 @@ def context(pack: images.Pack, labels=None, num_classes: int = 0):
 
 def jigsaw(pack: images.Pack):
     """Builds the default run's puzzle for a pack."""
+    from kt.core import hardware
     from kt.pretext_train import build_task
 
+    hardware.keep_freed_memory()  # every training does by loading the module, before any thread
     return build_task(settings(28).teachers["deep"].task, context(pack))
 
 
@@ -124,9 +126,8 @@ def puzzles(task, pack: images.Pack, index, epoch: int):
     """Gives tiles (B, 9, 3, t, t) float32 and labels (B,) of rows (B,), as the training does."""
     import torch
 
-    from kt.core import delivery, hardware
+    from kt.core import delivery
 
-    hardware.keep_freed_memory()  # every training does by loading the module
     return delivery.load_batch(task, pack, index, epoch, torch.device("cpu"))
 
 

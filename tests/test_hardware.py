@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import types
 
 import pytest
+import running
 
 CODE = """
 import os, sys, types
@@ -84,3 +86,32 @@ def test_where_no_lock_can_be_had_the_rank_decides(step, tmp_path):
 def test_k_means_claims_as_other_steps_do_and_imports_torch_only_where_there_is_a_gpu(step):
     first, second = step(), step(KMEANS="1")
     assert (first.got, second.got) == (["cuda:0"] * 2, ["cuda:1"] * 2)
+
+
+HEAP = """
+import kt.core.hardware  # as each step that computes, before any thread
+import resource, torch
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+def epoch(pool):
+    waiting = deque()
+    for _ in range(6):  # batches of 28 MB, as of puzzles of 255 px
+        waiting.append(pool.submit(torch.ones, 7_000_000))
+        if len(waiting) > 2:
+            batch = waiting.popleft().result()
+    while waiting:
+        batch = waiting.popleft().result()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+found = []
+for _ in range(12):
+    with ThreadPoolExecutor(1) as pool:
+        found.append(epoch(pool))
+print(found[-1] - found[-7])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's heap")
+def test_a_thread_that_fills_batches_gets_the_memory_of_the_last_ones_back():
+    done = running.run(sys.executable, "-c", HEAP)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 6 * 6 * 28e6 / 4096 / 20  # not every page anew

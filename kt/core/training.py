@@ -31,6 +31,7 @@ from kt.core.task import Task
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share and number of a pack's images, for the curve alone
 VALIDATIONS = 20  # at most so many over a training
+LOG_EVERY = 1.0  # seconds, at least: the log is written whole, and safely, each time
 LOOK = 20  # steps between two looks at the loss on an accelerator: each one waits for it
 
 
@@ -107,6 +108,7 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
         self.records: list[dict] = []
+        self.logged = 0.0
         self.writer = resume.Writer(job.state, job.fingerprint)
         self.sums = torch.zeros(2, device=self.device)  # of the epoch: loss, share right
         self.counted = 0
@@ -216,7 +218,9 @@ class _Run:
         record["images_per_second"] = round(self.step * self.batch / max(self.seconds, 1e-9), 1)
         self.records.append(record)
         step.detail("%s: %s", job.name, json.dumps(record))
-        if job.log and parallel.rank() == 0:
+        done, now = len(self.records) == job.epochs, time.monotonic()
+        if job.log and parallel.rank() == 0 and (done or now > self.logged + LOG_EVERY):
+            self.logged = now
             step.write_text(job.log, "".join(json.dumps(row) + "\n" for row in self.records))
 
     def save(self) -> None:
