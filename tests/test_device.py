@@ -1,0 +1,156 @@
+"""The code for accelerators, run on tensors that have a device, a shape and a type, but no data.
+
+PyTorch's fake tensors refuse what CUDA refuses, operands on two devices, and every look at a value,
+for which a training would wait for the device. What a GPU computes they cannot tell; and the
+backward pass, which is PyTorch's own, wants a driver: here it only leaves gradients behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import crafted
+import pytest
+import test_plugins
+import test_transfer
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorDeviceMismatchError,
+    FakeTensorMode,
+)
+
+from kt import config
+from kt.core import delivery, hardware, model, training
+from kt.core.network import Network
+
+WHERE = torch.device("cuda", 0)
+SIZE, NUMBER, BATCH = 64, 60, 24
+TASKS = [
+    *((name, None) for name in config.plugins("tasks")),
+    *(("classification", name) for name in config.plugins("transfers")),
+]
+CONVOLUTIONAL = [name for name in config.plugins("backbones") if name not in ("hog", "pixels")]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return test_plugins.options_in_use()
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Gives a function that makes all believe in a GPU, whose tensors have no data, from then."""
+    stack = contextlib.ExitStack()
+
+    def begin():
+        monkeypatch.setattr(hardware, "device", lambda: WHERE)
+        monkeypatch.setattr(hardware, "generator", lambda where: torch.Generator())
+        monkeypatch.setattr(hardware, "set_up", lambda *_: None)
+        monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        monkeypatch.setattr(nn.Module, "to", moved)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+
+    with stack:
+        yield begin
+
+
+def moved(module: nn.Module, where=None, memory_format=torch.preserve_format) -> nn.Module:
+    """Does what `Module.to` does, which cannot exchange the data of tensors that have none."""
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                kept = memory_format if weight.ndim == 4 else torch.preserve_format
+                there = weight.detach().to(where or weight.device, memory_format=kept)
+                part._parameters[name] = nn.Parameter(there, weight.requires_grad)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.to(where or buffer.device)
+    return module
+
+
+class Fake:
+    """A training, and the images and the plan of a batch as a thread hands them over."""
+
+    def __init__(self, monkeypatch, task, **settings):
+        pack, rows = crafted.pack(crafted.noise(NUMBER, SIZE)), torch.arange(NUMBER)
+        network = Network(model.fresh(crafted.plugin(crafted.PLAIN), 0), task)
+        training_settings = crafted.training(batch=BATCH, **settings)
+        self.job = training.Job(
+            network, task, pack, rows, rows[:0], training_settings, 50, 0, "test"
+        )  # fmt: skip
+        self.batch = delivery._gathered(pack, task.plan(rows[:BATCH], 0), pin=False)
+        monkeypatch.setattr(torch.Tensor, "backward", lambda loss: self.backward(loss))
+
+    def backward(self, loss):
+        assert loss.device == WHERE and loss.dtype == torch.float32
+        for weight in self.job.network.parameters():
+            weight.grad = torch.zeros_like(weight)
+
+    def steps(self, number: int):
+        """Makes so many steps, as `training.train` does; yields what each gives."""
+        run = training._Run(self.job)
+        for run.step in range(number):
+            views, labels = delivery._ready(self.job.task, *self.batch, WHERE)
+            yield run._step(torch.arange(BATCH), views, labels)
+
+
+def task_of(name: str, kind: str | None, examples):
+    values = test_plugins.values_of(examples, "tasks", name)
+    context = crafted.context(SIZE, NUMBER, 0, torch.arange(NUMBER) % 3, 3)
+    if kind:
+        context = dataclasses.replace(context, transfer=test_transfer.build(kind))
+    return config.plugin("tasks", name).build(config.options("tasks", name, values), context)
+
+
+@pytest.mark.parametrize("name, kind", TASKS)
+def test_steps_of_every_task_and_kind_stay_on_the_device_and_wait_for_nothing(
+    name, kind, examples, accelerator, monkeypatch
+):
+    fake = Fake(monkeypatch, task_of(name, kind, examples))
+    accelerator()
+    assert list(fake.steps(training.LOOK - 1)) == [None] * (training.LOOK - 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_no_precision_waits_but_the_loss_is_looked_at_every_so_often(
+    precision, examples, accelerator, monkeypatch
+):
+    # With AdamW alone: torch has no fake form of the fused SGD.
+    fake = Fake(monkeypatch, task_of("jigsawpp", None, examples), precision=precision)
+    types = []
+    fake.job.network.backbone.register_forward_hook(lambda *call: types.append(call[-1].dtype))
+    accelerator()
+    steps = fake.steps(training.LOOK)
+    assert [next(steps) for _ in range(training.LOOK - 1)] == [None] * (training.LOOK - 1)
+    with pytest.raises(DataDependentOutputException):  # the look
+        next(steps)
+    assert {*types} == {getattr(torch, precision)}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_every_network_gives_its_maps_in_mixed_precision(name, examples, accelerator, monkeypatch):
+    monkeypatch.setenv("KT_RUN_FILES", "1")
+    if name == "timm":
+        pytest.importorskip("timm", reason="timm is optional and not installed")
+    values = test_plugins.values_of(examples, "backbones", name)
+    backbone = model.fresh(config.Plugin(name=name, **values), 0)
+    accelerator()
+    backbone.to(WHERE, memory_format=torch.channels_last).eval()
+    with torch.inference_mode(), hardware.mixed(WHERE):
+        pixels = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+        ready = backbone.normalise(pixels.to(WHERE))
+        maps = [backbone(ready, layer) for layer in backbone.layers]
+    assert {one.device for one in maps} == {WHERE}
+    assert maps[-1].dtype == torch.bfloat16
+
+
+def test_what_is_left_on_the_cpu_or_looked_at_is_found(accelerator):
+    accelerator()
+    there, here = torch.ones(3, device=WHERE), torch.ones(3)
+    with pytest.raises(FakeTensorDeviceMismatchError):
+        there + here
+    with pytest.raises(DataDependentOutputException):
+        bool(there.sum() > 0)
