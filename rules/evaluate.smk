@@ -30,7 +30,7 @@ rule evaluate:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(480),
+        runtime=minutes(240, 400),
     params:
         folders=lambda w: MODELS[w.model].folders(),
         seeds=lambda w: [SETTINGS.seed + seed for seed in MODELS[w.model].seeds],

@@ -76,7 +76,7 @@ rule choose:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(240),
+        runtime=minutes(60, 150),
     params:
         folder=lambda w: DESCRIBERS[w.teacher].folder,
         layers=lambda w: lessons.choices(SETTINGS)[w.teacher],
@@ -124,7 +124,7 @@ rule features:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(240),
+        runtime=minutes(60, 150),
     params:
         source=features_source,
         stage_version=2,
@@ -158,7 +158,7 @@ rule features_part:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(240),
+        runtime=minutes(60, 150),
     params:
         source=features_source,
         stage_version=2,

@@ -15,7 +15,7 @@ rule cluster:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(1000 + SETTINGS.clustering.memory_mb),
-        runtime=minutes(240),
+        runtime=minutes(60, 40),
         processes=1,  # they share the rows: --set-resources cluster:processes=4
         nodes=1,  # more of them: docs/howto.md
         # A k that a kind of transfer made of that in the config, such as four times it, may be above
@@ -66,7 +66,7 @@ rule pseudo_labels:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=minutes(60),
+        runtime=minutes(30, 10),
     params:
         describe=described_labels,
         stage_version=2,
@@ -102,7 +102,7 @@ rule pseudo_labels_part:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=minutes(60),
+        runtime=minutes(30, 10),
     params:
         describe=described_labels,
         stage_version=2,

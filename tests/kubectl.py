@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Stands in for kubectl: jobs are processes of this host, and a folder keeps what is known of them.
 
-A pod's first process hears SIGTERM alone, and is killed some time after it; so it is here.
+A pod's first process hears SIGTERM alone, and when it ends all others are killed; so it is here.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -35,7 +36,10 @@ def pod(place: str, *command: str) -> None:
     """Runs a job's first process, in a session of its own, and keeps how it ended."""
     first = subprocess.Popen(command, start_new_session=True)
     Path(f"{place}.pid").write_text(str(first.pid))
-    Path(f"{place}.code").write_text(str(first.wait()))
+    code = first.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)
+    Path(f"{place}.code").write_text(str(code))
 
 
 def get(name: str) -> None:

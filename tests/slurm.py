@@ -5,7 +5,8 @@
 
 Needs Debian's slurmctld, slurmd, slurm-client and slurm-wlm-basic-plugins, and root, as slurmd
 does. Nothing listens beyond loopback; all of it ends with the block. There is no accounting
-database, as on many a small site: states come from the queue, which keeps ended jobs for an hour.
+database, as on many a small site: states come from the queue, which keeps ended jobs for an hour;
+who has which account, a stand-in for sacctmgr says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
 NODES = ("n1", "n2")
 CORES = 4  # of each
+ACCOUNT = "project"  # that everybody has, as in the profile's example
 FREEZER = Path("/sys/fs/cgroup/freezer")  # of control groups, version 1
 
 CONFIG = """\
@@ -70,6 +72,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverTimeLimit=0 PriorityTier=2 \
 PreemptMode=OFF
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP OverTimeLimit=0 PriorityTier=1 GraceTime=20
 """
 NODE = (
@@ -129,7 +132,8 @@ class Site:
 
     def jobs(self) -> list[dict[str, str]]:
         """Gives every job of the last hour."""
-        form, keys = "%i|%j|%T|%N|%k|%r|%m", "id name state node comment reason memory".split()
+        form = "%i|%j|%T|%N|%k|%r|%m|%a|%P|%b|%C"
+        keys = "id name state node comment reason memory account partition gpus cores".split()
         lines = self.call("squeue", "--all", "--noheader", "--states=all", "-o", form)
         return [dict(zip(keys, line.split("|"), strict=True)) for line in lines.splitlines()]
 
@@ -188,6 +192,8 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
     srun = folder / "bin" / "srun"
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
     srun.chmod(0o755)
+    (folder / "bin" / "sacctmgr").write_text(f"#!/bin/sh\necho {ACCOUNT}\n")
+    (folder / "bin" / "sacctmgr").chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), _path()])
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
     site = Site(folder, environment)

@@ -114,6 +114,41 @@ def test_every_profile_plans_a_run(place, profile):
     assert "report" in jobs(done)
 
 
+MADE = [
+    "train-unlabelled",
+    "train-unlabelled-labels",
+    "train",
+    "train-labels",
+    "test",
+    "test-labels",
+]
+MADE = [*(f"data/images/{name}.h5" for name in MADE), "data/images/report.json"]
+FEATURES = "results/features/untrained/block2/images-train-unlabelled.h5"
+TRAINED = "results/teachers/deep/s0/model.safetensors"
+
+
+def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_again(place):
+    folder = place / "asked"
+    model = ("model.safetensors", "model.json", "log.jsonl", "examples.h5")
+    for name in (*MADE, *(f"teachers/untrained/s0/{one}" for one in model)):
+        (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / "results" / name, "wb") as file:
+            file.truncate((3 << 30) * (name == MADE[0]))
+    submit = "sh -c 'echo {rule} {resources.mem_mb} {resources.runtime} >> asked; exit 1' --"
+    run(
+        *(*SNAKEMAKE, "--workflow-profile", ROOT / "profiles" / "cluster-generic", "--retries", 1),
+        *("--cluster-generic-submit-cmd", submit, "--rerun-triggers", "mtime"),
+        *("--directory", folder, FEATURES, TRAINED, "--configfile", TINY),
+        *("--config", f"images={place / 'pictures'}"),
+    )
+    asked = sorted(line.split() for line in (folder / "asked").read_text().splitlines())
+    memory, time = 4000 + 3072, 60 + 150 * 3072 // 1000
+    assert asked == [
+        *(["features", str(attempt * memory), str(attempt * time)] for attempt in (2, 1)),
+        *(["pretext_train", str(attempt * memory), "1440"] for attempt in (2, 1)),
+    ]
+
+
 LATE = """
 rule all:
     output: "made.txt"

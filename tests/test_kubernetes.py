@@ -11,7 +11,7 @@ import drawing
 import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, environment, output, run
-from test_slurm import MODEL, slowly, went_on
+from test_slurm import MODEL, said, slowly, stopped, went_on
 
 PROFILE = ROOT / "profiles" / "kubernetes"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -56,6 +56,10 @@ def test_jobs_run_as_pods_and_an_evicted_one_goes_on_with_more_memory(folder, tm
             time.sleep(0.2)
         (first,) = pods.glob("kt-pretext-train-*.pid")
         os.kill(int(first.read_text()), signal.SIGTERM)  # as kubelet does: the first process alone
+        until = time.monotonic() + 30
+        while not stopped(folder):
+            assert time.monotonic() < until, f"killed untold: {said(folder)}"
+            time.sleep(0.1)
         assert driver.wait(200) == 0, log.read_text()
     finally:
         for process in [driver.pid, *(int(path.read_text()) for path in pods.glob("*.pid"))]:

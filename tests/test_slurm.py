@@ -241,6 +241,24 @@ def test_any_scheduler_will_do_that_has_three_commands(site, pictures, tmp_path)
     assert job["state"] == "COMPLETED"
 
 
+def test_what_a_site_fills_in_reaches_its_jobs(site, pictures, tmp_path):
+    text = (ROOT / "profiles" / "slurm" / "config.yaml").read_text()
+    text = re.sub(r"^( *)# ( *[\w-]+:( .*)?)$", r"\1\2", text, flags=re.M)  # examples, not prose
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.yaml").write_text(
+        text.replace("pretext_train: 8", "pretext_train: 2")
+    )
+    options = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "20"]
+    files = [slowly(tmp_path, 1, 0.05)]
+    run, profile = tmp_path / "run", tmp_path / "site"
+    driver = begin(site, run, pictures, MODEL, files=files, profile=profile, options=options)
+    driver.done()
+    ingest, training = driver.jobs()
+    wanted = ("account", "partition", "gpus", "cores")
+    assert [ingest[name] for name in wanted] == [slurm.ACCOUNT, "main", "N/A", "2"]
+    assert [training[name] for name in wanted] == [slurm.ACCOUNT, "gpu", "gres:gpu:1", "2"]
+
+
 # ---------------------------------------------------------------------------- what befalls jobs
 
 
@@ -361,6 +379,24 @@ def alone(clusters: Path, output: Path):
     (features,) = clusters.parents[5].glob("results/features/deep/one/*-train-unlabelled.h5")
     by_hand("cluster", output, features=features, k=k, seed=seed, settings=json.dumps(made))
     return read_clusters(output)
+
+
+def test_by_three_commands_too_a_cancelled_job_goes_on(site, ready, pictures, tmp_path):
+    folder = copied(ready[0], tmp_path / "run")
+    files = [slowly(folder, 30, 0.25)]
+    options = ["--set-threads", "pretext_train=1"]
+    before = {job["id"] for job in site.jobs()}
+    driver = begin(
+        site, folder, pictures, MODEL, files=files, profile="cluster-generic", options=options
+    )
+    site.wait(lambda: [*(folder / "results/state").glob("deep-s0-*/**/*.state")])
+    (job,) = [
+        job for job in site.jobs() if job["id"] not in before and job["name"] == "pretext_train"
+    ]
+    site.call("scancel", job["id"])
+    site.wait(lambda: stopped(folder), 30)
+    driver.done()
+    assert min(went_on(folder)) > 0 and same(folder, ready[1])
 
 
 # ---------------------------------------------------------------------------- what Slurm refuses

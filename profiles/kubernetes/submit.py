@@ -15,8 +15,12 @@ from pathlib import Path
 import yaml
 
 PROPERTIES = "# properties = "
-# The first process of a pod hears the signal alone; the training must, too.
-COMMAND = "trap 'trap : TERM; kill -TERM 0' TERM; sh \"$0\" & wait $!; code=$?; wait; exit $code"
+# The first process of a pod hears the signal alone, and when it ends the others are killed. So it
+# tells them and waits for them. The shells between ignore the signal, or they would not wait.
+COMMAND = (
+    "trap 'trap : TERM; kill -TERM 0' TERM; (trap '' TERM; exec sh \"$0\") & job=$!; "
+    "wait $job; code=$?; if [ $code -gt 128 ]; then wait $job; code=$?; fi; exit $code"
+)
 
 
 def main(script: Path) -> None:
