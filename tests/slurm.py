@@ -147,12 +147,17 @@ class Site:
         raise TimeoutError(f"after {seconds} s: {self.jobs()}\n{self.logs()}")
 
     def processes(self, named: str = "") -> dict[int, str]:
-        """Gives ids and command lines of all that runs on it, daemons among them, or some."""
+        """Gives ids and command lines of all that runs on it, daemons among them, or some.
+
+        Args:
+            named: Part of the command line, or a variable of the environment as NAME=VALUE.
+        """
         found, mark = {}, f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if mark in (process / "environ").read_bytes().split(b"\0") and named in line:
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if mark in variables and (named in line or named.encode() in variables):
                     found[int(process.name)] = line
         return found
 

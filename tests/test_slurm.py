@@ -262,13 +262,18 @@ def test_what_a_site_fills_in_reaches_its_jobs(site, pictures, tmp_path):
 # ---------------------------------------------------------------------------- what befalls jobs
 
 
-def test_a_cancelled_job_is_sent_again_with_more_memory_and_goes_on(site, running, ready):
+@pytest.mark.parametrize(
+    "options, state", [([], "CANCELLED"), (["--signal=USR1"], "FAILED")], ids=["TERM", "USR1"]
+)
+def test_a_cancelled_job_is_sent_again_with_more_memory_and_goes_on(
+    site, running, ready, options, state
+):
     folder, driver, job, _ = running
-    site.call("scancel", job["id"])
+    site.call("scancel", *options, job["id"])
     site.wait(lambda: stopped(folder), 30)
     driver.done()
     first, second = driver.jobs()
-    assert (first["state"], second["state"]) == ("CANCELLED", "COMPLETED")
+    assert (first["state"], second["state"]) == (state, "COMPLETED")
     assert slurm.megabytes(second["memory"]) > slurm.megabytes(first["memory"])
     assert min(went_on(folder)) > 0 and same(folder, ready[1])
 
@@ -296,10 +301,17 @@ def test_a_job_that_outlived_its_driver_is_waited_for_not_done_twice(site, runni
     assert same(folder, ready[1])
 
 
-def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(site, running, ready):
+@pytest.mark.parametrize("dies", [False, True], ids=["lives on", "dies"])
+def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(
+    site, running, ready, dies
+):
     folder, driver, job, _ = running
     site.daemons[job["node"]].kill()  # its jobs live on, as on a node that only lost its network
     site.daemons[job["node"]].wait()
+    if dies:
+        for named in (f"slurmstepd: [{job['id']}.", f"SLURM_JOB_ID={job['id']}"):
+            for process in site.processes(named):
+                os.kill(process, signal.SIGKILL)
     # Slurm finds out by itself after minutes, and takes two more to start the job again.
     site.call("scontrol", "update", f"NodeName={job['node']}", "State=DOWN", "Reason=lost")
     site.wait(lambda: driver.jobs()[0]["state"] == "PENDING")
@@ -308,7 +320,8 @@ def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(sit
     site.start(job["node"])
     (last,) = driver.jobs()[-1:]
     assert last["state"] == "COMPLETED" and last["node"] != job["node"]
-    assert "waiting for process" in said(folder) and same(folder, ready[1])
+    assert ("waiting for process" in said(folder)) is not dies and same(folder, ready[1])
+    assert not dies or min(went_on(folder)) > 0
 
 
 def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
