@@ -21,7 +21,7 @@ def main(folder: str, kind: str, *faults: str) -> None:
     parallel.connect()
     torch.manual_seed(0)
     if kind == "pretext":
-        pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136)
+        pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136, dropout=0.3)
     else:
         pixels, labels = crafted.discs(136, 16)
         task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)

@@ -151,4 +151,4 @@ def test_synchronised_norms_of_one_process_are_torchs(monkeypatch, norm, shape):
 def test_a_norm_that_cannot_see_all_processes_is_refused_by_name(monkeypatch, norm):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"0 is a {type(norm).__name__}"):
-        parallel.synchronise(nn.Sequential(norm))
+        parallel.synchronise(nn.Sequential(norm), 4)

@@ -2,9 +2,10 @@
 
     torchrun --standalone --nproc-per-node 2 -m kt.pretext_train ...
 
-Each global batch is dealt out to the processes, gradients are averaged, and batch norm takes its
-statistics over all of them, so the result depends on the number of processes by rounding alone
-(dropout has other draws). Without torchrun everything here does nothing.
+Each global batch is dealt out to the processes, gradients are averaged, batch norm takes its
+statistics over all of them, and dropout draws for all of them, so the result depends on the number
+of processes by rounding alone (layers that draw otherwise, such as stochastic depth, draw alike in
+each process). Without torchrun everything here does nothing.
 """
 
 from __future__ import annotations
@@ -67,8 +68,12 @@ def wrap(network: nn.Module) -> nn.Module:
     return wrapper(network, devices, **{name: False})
 
 
-def synchronise(network: nn.Module) -> None:
-    """Lets the batch norms of a network see the batch of all processes.
+def synchronise(network: nn.Module, images: int) -> None:
+    """Lets the batch norms and dropouts of a network see the batch of all processes.
+
+    Args:
+        network: On any device.
+        images: Of a step, in this process.
 
     Raises:
         ConfigError: There is one of another kind, which would see its own share alone.
@@ -78,6 +83,8 @@ def synchronise(network: nn.Module) -> None:
     for name, norm in network.named_modules():
         if type(norm) in _synchronised and norm.affine and norm.momentum is not None:
             norm.__class__ = _synchronised[type(norm)]
+        elif type(norm) is nn.Dropout:
+            norm.__class__, norm.images = _SharedDropout, images
         elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm) not in _alone:
             raise ConfigError(
                 f"processes: {name} is a {type(norm).__name__}; over several processes there are "
@@ -133,8 +140,20 @@ class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
     pass
 
 
+class _SharedDropout(nn.Dropout):
+    """Drops what one process would: all draw for the whole batch, alike, and take their share."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return values
+        # Image i of this process is i * size + rank of the batch (`deal`); it may have many rows.
+        shape = (self.images, size(), len(values) // self.images, *values.shape[1:])
+        kept = values.new_empty(shape).bernoulli_(1 - self.p)[:, rank()].reshape(values.shape)
+        return values * kept / (1 - self.p) if self.p < 1 else values * 0
+
+
 _synchronised = {nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d}
-_alone = {own: plain for plain, own in _synchronised.items()}
+_alone = {own: plain for plain, own in _synchronised.items()} | {_SharedDropout: nn.Dropout}
 
 
 def total(value: Tensor) -> Tensor:

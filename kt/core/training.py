@@ -95,7 +95,7 @@ class _Run:
         self.batch = global_batch(settings, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
-        parallel.synchronise(job.network)
+        parallel.synchronise(job.network, self.batch // parallel.size())
         job.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = Optimiser(job.network, settings, self.dtype)
         self.dropout = hardware.generator(self.device)
@@ -178,7 +178,7 @@ class _Run:
         """Makes one step; gives the loss, or None where asking would stall an accelerator."""
         settings = self.job.settings
         lr = settings.lr * rate(self.step, self.total, settings)
-        self.dropout.manual_seed(_step_seed(self.job.seed, self.step) + parallel.rank())
+        self.dropout.manual_seed(_step_seed(self.job.seed, self.step))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(views).float()
         loss = self.job.task.loss(logits, labels, settings.label_smoothing)
