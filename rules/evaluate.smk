@@ -30,7 +30,7 @@ rule evaluate:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(240, 400),
+        runtime=minutes(480),
     params:
         folders=lambda w: MODELS[w.model].folders(),
         seeds=lambda w: [SETTINGS.seed + seed for seed in MODELS[w.model].seeds],
@@ -44,7 +44,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
-        "python -m kt.evaluate"
+        "exec python -m kt.evaluate"
         " --model {params.folders:q}"
         " --seeds {params.seeds}"
         " --describe {params.describe:q}"
@@ -94,7 +94,7 @@ rule report:
     message:
         "report"
     shell:
-        "python -m kt.report"
+        "exec python -m kt.report"
         " --evaluations {input.evaluations:q}"
         " --models {params.models:q}"
         " --puzzles {input.puzzles:q}"

@@ -71,12 +71,20 @@ def minutes(base, per_gb=0):
     """Gives a rule's time limit: some twenty times what a gigabyte of its input took, and a base.
 
     Measured with the photographs' preset, 6,000 images of 96 px, two jobs side by side on 2 cores,
-    in minutes a gigabyte: evaluation of a model 19 (166 s at most), extraction 7.5, clustering 1.7
-    (a million rows of 512 for k = 1,000: 1), pseudo-labels 0.3. Schedulers let short jobs in first,
-    and end one that takes longer than it said; one that is sent again gets more. Trainings do
-    without: they go on where they were. So does ingest, whose input Snakemake does not see.
+    in minutes a gigabyte: extraction 7.5, clustering 1.7 (a million rows of 512 for k = 1,000: 1),
+    pseudo-labels 0.3. Jobs that share an input take their part. Schedulers let short jobs in first,
+    and end one that takes longer than it said; one that is sent again gets more. At most a day at
+    the first attempt, since many sites allow no more than some.
+
+    What goes on where it was needs no more: trainings, evaluations (at most 3 minutes, measured as
+    above), ingest. Snakemake does not see the pictures that the latter two read.
     """
-    return lambda wildcards, input, attempt: attempt * (base + int(per_gb * input.size_mb / 1000))
+
+    def asked(wildcards, input, attempt):
+        gigabytes = input.size_mb / 1000 / int(wildcards.get("parts", 1))
+        return attempt * min(base + int(per_gb * gigabytes), 1440)
+
+    return asked
 
 
 def parts_of(wildcards, part, whole):

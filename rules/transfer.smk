@@ -29,7 +29,7 @@ rule cluster:
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:
-        "python -m kt.cluster"
+        "exec python -m kt.cluster"
         " --features {input.features:q}"
         " --layer {wildcards.layer:q}"
         " --k {wildcards.k}"
@@ -73,7 +73,7 @@ rule pseudo_labels:
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:
-        "python -m kt.pseudo_labels"
+        "exec python -m kt.pseudo_labels"
         " --features {input.features:q}"
         " --clusters {input.clusters:q}"
         " --describe {params.describe:q}"
@@ -109,7 +109,7 @@ rule pseudo_labels_part:
     message:
         "pseudo_labels_part {wildcards.part}/{wildcards.parts} of {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:
-        "python -m kt.pseudo_labels"
+        "exec python -m kt.pseudo_labels"
         " --features {input.features:q}"
         " --clusters {input.clusters:q}"
         " --describe {params.describe:q}"
@@ -158,7 +158,7 @@ rule target_train:
     message:
         "target_train {wildcards.target} {wildcards.origin} s{wildcards.seed}"
     shell:
-        "python -m kt.target_train"
+        "exec python -m kt.target_train"
         " --pack {input.pack:q}"
         " {params.labels:q}"
         " --data-report {input.report:q}"

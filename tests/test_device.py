@@ -1,8 +1,9 @@
 """The code for accelerators, run on tensors that have a device, a shape and a type, but no data.
 
 PyTorch's fake tensors refuse what CUDA refuses, operands on two devices, and every look at a value,
-for which a training would wait for the device. What a GPU computes they cannot tell; and the
-backward pass, which is PyTorch's own, wants a driver: here it only leaves gradients behind.
+for which a training would wait for the device; copies that wait are refused here. What a GPU
+computes they cannot tell; and the backward pass, which is PyTorch's own, wants a driver: here it
+only leaves gradients behind.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorDeviceMismatchError,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kt import config
 from kt.core import delivery, hardware, model, training
@@ -71,6 +73,18 @@ def moved(module: nn.Module, where=None, memory_format=torch.preserve_format) ->
     return module
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies between devices that do not say that they need not be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        source = args[-1] if copies else None
+        if copies and source.device != found.device and not (kwargs or {}).get("non_blocking"):
+            raise AssertionError(f"a copy from {source.device} to {found.device} that waits")
+        return found
+
+
 class Fake:
     """A training, and the images and the plan of a batch as a thread hands them over."""
 
@@ -93,8 +107,11 @@ class Fake:
         """Makes so many steps, as `training.train` does; yields what each gives."""
         run = training._Run(self.job)
         for run.step in range(number):
-            views, labels = delivery._ready(self.job.task, *self.batch, WHERE)
-            yield run._step(torch.arange(BATCH), views, labels)
+            # What a kind of transfer takes along goes to the device in the first step.
+            with NoWaiting() if run.step else contextlib.nullcontext():
+                views, labels = delivery._ready(self.job.task, *self.batch, WHERE)
+                given = run._step(torch.arange(BATCH), views, labels)
+            yield given
 
 
 def task_of(name: str, kind: str | None, examples):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -287,3 +288,41 @@ def test_a_job_hands_on_the_signal_that_its_snakemake_alone_gets(tmp_path, numbe
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
     assert "run it again to go on" in printed and f"exit status {CODE}" in printed, printed
+
+
+STEP = """
+import os, signal, sys, time
+told = []
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: told.append(time.monotonic()))
+open("begun", "w").close()
+while not told or time.monotonic() < told[0] + 2:  # it saves its state
+    time.sleep(0.05)
+open("saved", "w").close()
+sys.exit(75)
+"""
+KUBERNETES = runpy.run_path(str(ROOT / "profiles" / "kubernetes" / "submit.py"))["COMMAND"]
+GENERIC = (ROOT / "profiles" / "cluster-generic" / "job.sh").read_text()
+
+
+@pytest.mark.parametrize("profile", ["cluster-generic", "kubernetes"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_shell_that_comes_first_hands_signals_on_and_waits(tmp_path, profile, times):
+    (tmp_path / "step.py").write_text(STEP)
+    begin = f"cd {tmp_path} && sh -c 'exec {sys.executable} step.py'"
+    text = GENERIC if profile == "cluster-generic" else "{exec_job}"
+    (tmp_path / "job").write_text(text.format(properties="{}", exec_job=begin))
+    first = ["sh", "-c", KUBERNETES] if profile == "kubernetes" else ["sh"]
+    job = subprocess.Popen([*first, tmp_path / "job"], start_new_session=True)
+    try:
+        until = time.monotonic() + 30
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        for _ in range(times):
+            job.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert job.wait(30) == CODE and (tmp_path / "saved").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)

@@ -145,6 +145,32 @@ def test_synchronised_norms_of_one_process_are_torchs(monkeypatch, norm, shape):
     assert torch.allclose(one.eval()(maps[0]), two.eval()(maps[1]), atol=1e-5)
 
 
+SHAPES = [(6, 5), (12, 5), (6, 4, 3, 3)]  # rows of images, of pairs of views, and maps
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_process_drops_what_one_process_would(monkeypatch, shape, last):
+    values = torch.rand(shape)
+    if last and len(shape) == 4:
+        values = values.contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    expected = nn.Dropout(0.3)(values).unflatten(0, (6, -1))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        network = nn.Sequential(nn.Dropout(0.3))
+        parallel.synchronise(network, 2)
+        mine = parallel.deal(torch.arange(6), 6)
+        share = values.unflatten(0, (6, -1))[mine].flatten(0, 1)
+        if last and len(shape) == 4:
+            share = share.contiguous(memory_format=torch.channels_last)
+        torch.manual_seed(3)
+        assert torch.equal(network(share), expected[mine].flatten(0, 1))
+        parallel.separate(network)
+        assert type(network[0]) is nn.Dropout
+
+
 @pytest.mark.parametrize(
     "norm", [type("Other", (nn.BatchNorm2d,), {})(3), nn.BatchNorm2d(3, affine=False)]
 )

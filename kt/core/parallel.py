@@ -144,12 +144,17 @@ class _SharedDropout(nn.Dropout):
     """Drops what one process would: all draw for the whole batch, alike, and take their share."""
 
     def forward(self, values: Tensor) -> Tensor:
-        if not self.training or not self.p:
-            return values
-        # Image i of this process is i * size + rank of the batch (`deal`); it may have many rows.
-        shape = (self.images, size(), len(values) // self.images, *values.shape[1:])
-        kept = values.new_empty(shape).bernoulli_(1 - self.p)[:, rank()].reshape(values.shape)
-        return values * kept / (1 - self.p) if self.p < 1 else values * 0
+        rows, left = divmod(len(values), self.images)  # of an image
+        if not self.training or self.p in (0, 1) or left:
+            return super().forward(values)
+        last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format  # in which one would draw
+        shape = (len(values) * size(), *values.shape[1:])
+        whole = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=order)
+        kept = whole.bernoulli_(1 - self.p)
+        # Image i of this process is image i * size + rank of the batch, see `deal`.
+        mine = kept.unflatten(0, (self.images, size(), rows))[:, rank()].flatten(0, 1)
+        return values * (mine / (1 - self.p))
 
 
 _synchronised = {nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d}

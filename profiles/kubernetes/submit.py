@@ -16,11 +16,15 @@ import yaml
 
 PROPERTIES = "# properties = "
 # The first process of a pod hears the signal alone, and when it ends the others are killed. So it
-# tells them and waits for them. The shells between ignore the signal, or they would not wait.
-COMMAND = (
-    "trap 'trap : TERM; kill -TERM 0' TERM; (trap '' TERM; exec sh \"$0\") & job=$!; "
-    "wait $job; code=$?; if [ $code -gt 128 ]; then wait $job; code=$?; fi; exit $code"
-)
+# tells them, each time, and waits for them; the shell below ignores it, or it would not wait.
+COMMAND = """\
+tell() { trap '' TERM; kill -TERM 0; trap tell TERM; }
+trap tell TERM
+(trap '' TERM; exec sh "$0") & job=$!
+wait $job; code=$?
+while [ $code -gt 128 ] && kill -0 $job 2>/dev/null; do wait $job; code=$?; done
+exit $code
+"""
 
 
 def main(script: Path) -> None:
