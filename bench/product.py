@@ -115,10 +115,9 @@ def context(pack: images.Pack, labels=None, num_classes: int = 0):
 
 def jigsaw(pack: images.Pack):
     """Builds the default run's puzzle for a pack."""
-    from kt.core import hardware
+    from kt.core import training  # noqa: F401 - sets the heap up, as in each training
     from kt.pretext_train import build_task
 
-    hardware.keep_freed_memory()  # every training does by loading the module, before any thread
     return build_task(settings(28).teachers["deep"].task, context(pack))
 
 
