@@ -115,7 +115,7 @@ def context(pack: images.Pack, labels=None, num_classes: int = 0):
 
 def jigsaw(pack: images.Pack):
     """Builds the default run's puzzle for a pack."""
-    from kt.core import training  # noqa: F401 - sets the heap up, as in each training
+    from kt.core import hardware  # noqa: F401 - sets the heap up, as in each training
     from kt.pretext_train import build_task
 
     return build_task(settings(28).teachers["deep"].task, context(pack))

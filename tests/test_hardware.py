@@ -89,7 +89,7 @@ def test_k_means_claims_as_other_steps_do_and_imports_torch_only_where_there_is_
 
 
 HEAP = """
-import kt.core.delivery  # as each training, before any thread
+import kt.core.hardware  # as each step that computes, before any thread
 import resource, torch
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor

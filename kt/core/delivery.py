@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kt.core import hardware
 from kt.core.images import Pack
 from kt.core.task import Plan, Task
 
-hardware.share_heap()  # before the first thread
 PLANNED = 2048  # images drawn at once: some 60 small operations cost the same for any number
 
 

@@ -22,25 +22,17 @@ def keep_freed_memory() -> None:
 
     By itself it returns pieces of 32 MB and more to the system, which hands out and clears each
     page anew: most of the time of a batch of puzzles of 255 px (measured: four times the rest).
+    And all threads share one heap: those of their own that it gives to threads hold 64 MB at most
+    and go back whole when empty (measured: half of the time of a delivery by one thread).
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_ARENA_MAX, 1)
 
 
-def share_heap() -> None:
-    """Has all threads that start from now on share one heap.
-
-    Those of their own, which glibc gives to threads, hold 64 MB at most and go back whole when they
-    are empty (measured: half of the time of a delivery of large puzzles by one thread). For
-    trainings alone: that of an extraction grew, to a fifth more for four times the images.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-keep_freed_memory()  # before the first batch
+keep_freed_memory()  # before the first batch, and the first thread
 
 
 def device() -> torch.device:
