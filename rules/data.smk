@@ -34,7 +34,7 @@ rule ingest:
     message:
         "ingest {wildcards.dataset}"
     shell:
-        "exec python -m kt.ingest"
+        "python -m kt.ingest"
         " --dataset {params.dataset:q}"
         " --seed {params.seed:q}"
         " --state {params.state:q}"
@@ -65,7 +65,7 @@ rule ingest_part:
     message:
         "ingest_part {wildcards.part}/{wildcards.parts} of {wildcards.dataset}"
     shell:
-        "exec python -m kt.ingest"
+        "python -m kt.ingest"
         " --dataset {params.dataset:q}"
         " --seed {params.seed:q}"
         " --state {params.state:q}"

@@ -44,7 +44,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} {wildcards.job}"
     shell:
-        "exec python -m kt.evaluate"
+        "python -m kt.evaluate"
         " --model {params.folders:q}"
         " --seeds {params.seeds}"
         " --describe {params.describe:q}"
@@ -94,7 +94,7 @@ rule report:
     message:
         "report"
     shell:
-        "exec python -m kt.report"
+        "python -m kt.report"
         " --evaluations {input.evaluations:q}"
         " --models {params.models:q}"
         " --puzzles {input.puzzles:q}"

@@ -39,7 +39,7 @@ rule pretext_train:
     message:
         "pretext_train {wildcards.teacher} s{wildcards.seed}"
     shell:
-        "exec python -m kt.pretext_train"
+        "python -m kt.pretext_train"
         " --pack {input.pack:q}"
         " --data-report {input.report:q}"
         " --backbone {params.backbone:q}"
@@ -90,7 +90,7 @@ rule choose:
     message:
         "choose {wildcards.teacher}"
     shell:
-        "exec python -m kt.choose"
+        "python -m kt.choose"
         " --model {params.folder:q}"
         " --layers {params.layers:q}"
         " --map {params.map}"
@@ -131,7 +131,7 @@ rule features:
     message:
         "features {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
     shell:
-        "exec python -m kt.features"
+        "python -m kt.features"
         " {params.source:q}"
         " --pack {input.pack:q}"
         " --parts {input.parts:q}"
@@ -165,7 +165,7 @@ rule features_part:
     message:
         "features_part {wildcards.part}/{wildcards.parts} of {wildcards.teacher} {wildcards.layer} on {wildcards.dataset} {wildcards.split}"
     shell:
-        "exec python -m kt.features"
+        "python -m kt.features"
         " {params.source:q}"
         " --pack {input.pack:q}"
         " --part {wildcards.part}/{wildcards.parts}"

@@ -29,7 +29,7 @@ rule cluster:
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:
-        "exec python -m kt.cluster"
+        "python -m kt.cluster"
         " --features {input.features:q}"
         " --layer {wildcards.layer:q}"
         " --k {wildcards.k}"
@@ -73,7 +73,7 @@ rule pseudo_labels:
     message:
         "pseudo_labels {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:
-        "exec python -m kt.pseudo_labels"
+        "python -m kt.pseudo_labels"
         " --features {input.features:q}"
         " --clusters {input.clusters:q}"
         " --describe {params.describe:q}"
@@ -109,7 +109,7 @@ rule pseudo_labels_part:
     message:
         "pseudo_labels_part {wildcards.part}/{wildcards.parts} of {wildcards.teacher} {wildcards.layer} k={wildcards.k} for {wildcards.dataset} {wildcards.split}"
     shell:
-        "exec python -m kt.pseudo_labels"
+        "python -m kt.pseudo_labels"
         " --features {input.features:q}"
         " --clusters {input.clusters:q}"
         " --describe {params.describe:q}"
@@ -158,7 +158,7 @@ rule target_train:
     message:
         "target_train {wildcards.target} {wildcards.origin} s{wildcards.seed}"
     shell:
-        "exec python -m kt.target_train"
+        "python -m kt.target_train"
         " --pack {input.pack:q}"
         " {params.labels:q}"
         " --data-report {input.report:q}"
