@@ -77,11 +77,12 @@ class NoWaiting(TorchDispatchMode):
     """Refuses copies between devices that do not say that they need not be waited for."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        source = args[-1] if copies else None
-        if copies and source.device != found.device and not (kwargs or {}).get("non_blocking"):
-            raise AssertionError(f"a copy from {source.device} to {found.device} that waits")
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        place = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if place is not None and args[place].device != found.device:
+            waits = not (kwargs.get("non_blocking") or args[place + 1 :] == (True,))
+            assert not waits, f"a copy from {args[place].device} to {found.device} that waits"
         return found
 
 
