@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -10,6 +11,8 @@ import drawing
 import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, jobs, output, overlay, run, workflow
+
+from kt.plan import KEPT
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -134,6 +137,27 @@ def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_agai
         (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / "results" / name, "wb") as file:
             file.truncate((3 << 30) * (name == MADE[0]))
+    memory, time = 4000 + 3072, 60 + 150 * 3072 // 1000
+    assert asked(folder, place) == [
+        *(["features", str(attempt * memory), str(attempt * time)] for attempt in (2, 1)),
+        *(["pretext_train", str(attempt * memory), "1440"] for attempt in (2, 1)),
+    ]
+    # With a plan, whose names of jobs are in test_plan.py, by what it says.
+    features, train = "features/untrained-block2-images-train-unlabelled", "pretext_train/deep-s0"
+    planned = {features: None, train: {"seconds": 14400.0, "cpu": 0.0, "by": "probe"}}
+    (folder / KEPT).write_text(json.dumps(planned))
+    assert times(asked(folder, place)) == [2 * time, time, 1440, 990]
+    planned[features] = {"seconds": 60.0, "cpu": 0.0, "by": "an earlier run"}
+    (folder / KEPT).write_text(json.dumps(planned))
+    assert times(asked(folder, place)) == [68, 34, 1440, 990]
+
+
+def times(found):
+    return [int(time) for _, _, time in found]
+
+
+def asked(folder, place):
+    """Lists rule, memory and time that jobs ask for, at both attempts."""
     submit = "sh -c 'echo {rule} {resources.mem_mb} {resources.runtime} >> asked; exit 1' --"
     run(
         *(*SNAKEMAKE, "--workflow-profile", ROOT / "profiles" / "cluster-generic", "--retries", 1),
@@ -141,12 +165,9 @@ def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_agai
         *("--directory", folder, FEATURES, TRAINED, "--configfile", TINY),
         *("--config", f"images={place / 'pictures'}"),
     )
-    asked = sorted(line.split() for line in (folder / "asked").read_text().splitlines())
-    memory, time = 4000 + 3072, 60 + 150 * 3072 // 1000
-    assert asked == [
-        *(["features", str(attempt * memory), str(attempt * time)] for attempt in (2, 1)),
-        *(["pretext_train", str(attempt * memory), "1440"] for attempt in (2, 1)),
-    ]
+    lines = (folder / "asked").read_text().splitlines()
+    (folder / "asked").unlink()
+    return sorted(line.split() for line in lines)
 
 
 LATE = """
