@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import math
 import os
 import signal
 import threading
@@ -69,42 +68,52 @@ def memory(base):
     return lambda wildcards, input, attempt: attempt * (base + min(int(input.size_mb), 16000))
 
 
-def minutes(base, per_gb=0, most=math.inf):
+def minutes(base, per_gb=0):
     """Gives a rule's time limit: by the last plan four times what the job takes, and half an hour.
 
-    Where the folder has no plan (`make plan`), or it does not know the job: a base, and some twenty
-    times what a gigabyte of the input took. Measured with the photographs' preset, 6,000 images of
-    96 px, two jobs side by side on 2 cores, in minutes a gigabyte: extraction 7.5, clustering 1.7 (a
-    million rows of 512 for k = 1,000: 1), pseudo-labels 0.3. Jobs that share an input take their
-    part. Ingest and evaluations (at most 3 minutes, measured as above) read pictures that Snakemake
-    does not see; like trainings, they go on where they were.
+    What the plan (`make plan`) does not know well enough gets a base, and some twenty times what a
+    gigabyte of its input took. Measured with the photographs' preset, 6,000 images of 96 px, two
+    jobs side by side on 2 cores, in minutes a gigabyte: extraction 7.5, clustering 1.7 (a million
+    rows of 512 for k = 1,000: 1), pseudo-labels 0.3. Jobs that share an input take their part.
+    Ingest and evaluations (at most 3 minutes, measured as above) read pictures that Snakemake does
+    not see; like trainings, they go on where they were.
 
     Schedulers let short jobs in first, and end one that takes longer than it said; one that is sent
-    again gets more. At most a day at the first attempt, since many sites allow no more than some.
+    again gets more. Never more than a day: many sites allow no more, and let such a job wait for
+    ever.
 
     Args:
-        base: Minutes without a plan.
+        base: Minutes without a plan; a number, or a function of the wildcards.
         per_gb: Minutes for each gigabyte of the input.
-        most: Minutes, at any attempt.
     """
 
     def asked(wildcards, input, attempt, rulename):
         log = Path(workflow.get_rule(rulename).log[0].apply_wildcards(wildcards))
-        seconds = planned().get(str(log.relative_to("results/logs").with_suffix("")))
-        gigabytes = input.size_mb / 1000 / int(wildcards.get("parts", 1))
-        first = 30 + 4 * seconds / 60 if seconds else base + per_gb * gigabytes
-        return min(attempt * min(int(first), 1440), most)
+        if seconds := planned().get(str(log.relative_to("results/logs").with_suffix(""))):
+            first = 30 + 4 * seconds / 60
+        else:
+            gigabytes = input.size_mb / 1000 / int(wildcards.get("parts", 1)) if per_gb else 0
+            first = (base(wildcards) if callable(base) else base) + per_gb * gigabytes
+        return min(attempt * int(first), 1440)
 
     return asked
 
 
 @functools.cache
 def planned():
-    """Gives the seconds of each job by the last plan, by the job's name; none without a plan."""
+    """Gives the seconds of jobs by the last plan, by the job's name; none without a plan.
+
+    Of those that ran before, and of trainings: what a probe says leaves out parts of the others, and
+    may be of another machine, from which trainings recover.
+    """
     found = {}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(Path("results/plan.json").read_text())
-    return {name: cost["seconds"] for name, cost in found.items() if cost}
+    return {
+        name: cost["seconds"]
+        for name, cost in found.items()
+        if cost and (cost["by"] == "an earlier run" or "_train/" in name)
+    }
 
 
 def parts_of(wildcards, part, whole):

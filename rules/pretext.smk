@@ -20,7 +20,7 @@ rule pretext_train:
     threads: TRAINING_THREADS
     resources:
         mem_mb=memory(4000),
-        runtime=minutes(1440, most=1440),  # it goes on where it was
+        runtime=minutes(lambda w: 1440 if teacher_of(w).task else 60),
         processes=1,  # one a GPU: --set-resources pretext_train:processes=4
         nodes=1,  # more of them: docs/howto.md
     params:

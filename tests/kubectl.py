@@ -43,15 +43,20 @@ def pod(place: str, *command: str) -> None:
 
 
 def get(name: str) -> None:
+    if name == "pods":  # of one job, as of the last option
+        (job,) = (one.split("job-name=")[1] for one in sys.argv if "job-name=" in one)
+        place = KEPT / f"{job}.waiting"
+        return print(place.read_text() if place.exists() else "", end="")
     place = KEPT / f"{name}.code"
     if not (KEPT / f"{name}.json").exists():
-        sys.exit("Error from server (NotFound)")
+        sys.exit(0 if "--ignore-not-found" in sys.argv else "Error from server (NotFound)")
     code = place.read_text() if place.exists() else ""
     print("1//Complete" if code == "0" else "/1/FailureTarget Failed" if code else "//", end="")
 
 
 def delete(name: str) -> None:
     os.kill(int((KEPT / f"{name}.pid").read_text()), signal.SIGTERM)
+    (KEPT / f"{name}.json").rename(KEPT / f"{name}.deleted")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_agai
     ]
     # With a plan, whose names of jobs are in test_plan.py, by what it says.
     features, train = "features/untrained-block2-images-train-unlabelled", "pretext_train/deep-s0"
-    planned = {features: None, train: {"seconds": 14400.0, "cpu": 0.0, "by": "probe"}}
+    probed = {"seconds": 60.0, "cpu": 0.0, "by": "probe"}  # which leaves out a part
+    planned = {features: probed, train: {"seconds": 14400.0, "cpu": 0.0, "by": "probe"}}
     (folder / KEPT).write_text(json.dumps(planned))
     assert times(asked(folder, place)) == [2 * time, time, 1440, 990]
     planned[features] = {"seconds": 60.0, "cpu": 0.0, "by": "an earlier run"}

@@ -1,5 +1,6 @@
 """profiles/kubernetes: a dry run, and a chain whose kubectl is a stand-in, tests/kubectl.py."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import drawing
 import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, environment, output, run
-from test_slurm import MODEL, said, slowly, stopped, went_on
+from test_slurm import MODEL, slowly, stopped, went_on
 
 PROFILE = ROOT / "profiles" / "kubernetes"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -37,37 +38,75 @@ def test_the_profile_plans_the_whole_chain(folder):
     assert done.returncode == 0 and "report" in done.stdout, output(done)
 
 
-def test_jobs_run_as_pods_and_an_evicted_one_goes_on_with_more_memory(folder, tmp_path):
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder of what the stand-in for kubectl knows; its jobs are killed at the end."""
     pods, programs = tmp_path / "pods", tmp_path / "bin"
     pods.mkdir()
     programs.mkdir()
     (programs / "kubectl").symlink_to(ROOT / "tests" / "kubectl.py")
-    env = environment(ROOT)
-    env |= {"KUBECTL_FOLDER": str(pods), "KT_SAVE_SECONDS": "0.5"}
-    env["PATH"] = f"{programs}:{env['PATH']}"
-    wanted = command(folder, MODEL, files=[slowly(folder, 30, 0.15)])
-    log = tmp_path / "driver.log"
+    monkeypatch.setenv("KUBECTL_FOLDER", str(pods))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    yield pods
+    for path in pods.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def training(folder: Path):
+    """Runs the workflow up to a slow training; gives it and its log when a state is there."""
+    log, env = folder.parent / "driver.log", environment(ROOT) | {"KT_SAVE_SECONDS": "0.5"}
     with open(log, "w") as file:
+        wanted = command(folder, MODEL, files=[slowly(folder, 30, 0.15)])
         driver = subprocess.Popen(wanted, cwd=ROOT, env=env, stdout=file, stderr=file)
     try:
-        until = time.monotonic() + 200
-        while not list(folder.glob("results/state/deep-s0-*/**/*.state")):
-            assert driver.poll() is None and time.monotonic() < until, log.read_text()
-            time.sleep(0.2)
+        wait(lambda: list(folder.glob("results/state/deep-s0-*/**/*.state")), 200, log)
+        yield driver, log
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+
+
+def wait(until, seconds: float, log: Path) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+
+
+def test_ctrl_c_takes_the_pods_away_and_the_same_command_goes_on(folder, cluster):
+    with training(folder) as (driver, log):
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(60) != 0
+        assert "Traceback" not in log.read_text()
+        wait(lambda: stopped(folder) and list(cluster.glob("kt-pretext-train-*.deleted")), 30, log)
+    done = run(*command(folder, MODEL, files=[folder / "slow.yaml"]))
+    assert done.returncode == 0 and min(went_on(folder)) > 0, output(done)
+
+
+def test_a_job_whose_image_cannot_be_had_has_failed(cluster):
+    (cluster / "kt-one.json").write_text("{}")
+    (cluster / "kt-one.pid").write_text(str(subprocess.Popen(["sleep", "100"]).pid))
+    for waits, told in (
+        ("", "running"),
+        ("ContainerCreating", "running"),
+        ("ImagePullBackOff", "failed"),
+    ):
+        (cluster / "kt-one.waiting").write_text(waits)
+        done = run(PROFILE / "status.sh", "job.batch/kt-one")
+        assert done.stdout.strip() == told
+    assert "ImagePullBackOff" in done.stderr and (cluster / "kt-one.deleted").exists()
+    assert run(PROFILE / "status.sh", "job.batch/kt-one").stdout.strip() == "failed"  # it is gone
+
+
+def test_jobs_run_as_pods_and_an_evicted_one_goes_on_with_more_memory(folder, cluster):
+    pods = cluster
+    with training(folder) as (driver, log):
         (first,) = pods.glob("kt-pretext-train-*.pid")
         os.kill(int(first.read_text()), signal.SIGTERM)  # as kubelet does: the first process alone
-        until = time.monotonic() + 30
-        while not stopped(folder):
-            assert time.monotonic() < until, f"killed untold: {said(folder)}"
-            time.sleep(0.1)
+        wait(lambda: stopped(folder), 30, log)
         assert driver.wait(200) == 0, log.read_text()
-    finally:
-        for process in [driver.pid, *(int(path.read_text()) for path in pods.glob("*.pid"))]:
-            if process != driver.pid or driver.poll() is None:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
     assert min(went_on(folder)) > 0 and (folder / MODEL).exists()
     ended = [path.read_text() for path in sorted(pods.glob("*.code"))]
     assert sorted(ended)[:2] == ["0", "0"] and len(ended) == 3
