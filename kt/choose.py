@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     pack = images.read_pack(arguments.pack)
     where = hardware.device()
-    hardware.set_up(where)
+    hardware.set_up(where, deterministic=True)
     backbone = model.load(arguments.model, where)
     wanted = backbone.layers if AUTO in arguments.layers else arguments.layers
     layers = [layer for layer in backbone.layers if layer in set(map(backbone.check_layer, wanted))]

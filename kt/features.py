@@ -112,7 +112,7 @@ def compute(arguments: argparse.Namespace) -> None:
     first, last = images.span(arguments.pack, BATCH, arguments.part)
     number = last - first
     where = hardware.device()
-    hardware.set_up(where)
+    hardware.set_up(where, deterministic=True)  # parts are the same as the whole
     backbone = model.load(arguments.model, where)
     fold_norms(backbone)
     backbone.to(memory_format=torch.channels_last)

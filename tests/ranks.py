@@ -12,6 +12,9 @@ import torch
 from test_training import job
 
 from kt.core import parallel, resume, training
+from kt.core.transfer import Taught
+from kt.pretext_train import build_task
+from kt.transfers import regression
 
 STEPS = 12
 
@@ -22,6 +25,12 @@ def main(folder: str, kind: str, *faults: str) -> None:
     torch.manual_seed(0)
     if kind == "pretext":
         pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136, dropout=0.3)
+    elif kind == "regression":
+        pixels = crafted.discs(136, 16)[0]
+        rows = torch.from_numpy(pixels).float().mean((2, 3))  # what a teacher says of them
+        learned = regression.build(None, [Taught(rows=rows)], 0)
+        context = dataclasses.replace(crafted.context(16, 136), transfer=learned)
+        task = build_task(crafted.plugin(crafted.LABELS, crop=0.6, flip=0.5, hidden=6), context)
     else:
         pixels, labels = crafted.discs(136, 16)
         task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)

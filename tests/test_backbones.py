@@ -319,6 +319,33 @@ def response_normalised(maps: np.ndarray) -> np.ndarray:
     return found
 
 
+def test_response_normalisation_learns_as_torchs_own_does():
+    torch.manual_seed(0)
+    maps = (60 * torch.randn(2, 8, 5, 6)).requires_grad_()
+    ours, theirs = built(ALEXNET).stages["conv2"][1], nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
+    weights = torch.randn(2, 8, 5, 6)
+    found = [torch.autograd.grad((one(maps) * weights).sum(), maps)[0] for one in (ours, theirs)]
+    assert torch.allclose(ours(maps), theirs(maps), rtol=1e-5)
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-5)
+    assert ours(torch.full((1, 8, 1, 1), 1000.0).half()).min() > 0  # squares leave float16
+
+
+@pytest.mark.parametrize("shape, cells", [((7, 7), (2, 2)), ((9, 5), (4, 4)), ((3, 3), (3, 1))])
+def test_averages_whose_gradients_are_deterministic_are_those_of_torch(shape, cells):
+    maps = torch.randn(2, 3, *shape, requires_grad=True)
+    expected = nn.functional.adaptive_avg_pool2d(maps, cells)
+    weights = torch.randn_like(expected)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = backbones.average(maps, cells)
+        assert "pool" not in type(found.grad_fn).__name__.lower()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.allclose(found, expected, atol=1e-6)
+    grads = [torch.autograd.grad((one * weights).sum(), maps)[0] for one in (found, expected)]
+    assert torch.allclose(*grads, atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["lrn", "batch", "none"])
 def test_alexnets_second_layer_is_pooling_norm_and_a_convolution_in_two_groups(norm):
     backbone = built(ALEXNET, norm=norm)

@@ -312,6 +312,12 @@ def test_memory_that_libraries_lack_when_they_are_loaded_ends_with_4(made, tmp_p
         (OSError(122, "Disk quota exceeded"), "disk"),
         (OSError("Can't write data (error message = 'Disk quota exceeded')"), "disk"),
         (OSError("Can't write data (error message = 'No space left on device')"), "disk"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory"),
+        (RuntimeError("NCCL: error while creating /dev/shm/x: No space left on device"), "memory"),
+        (RuntimeError("CUDA error: no kernel image is available for execution"), "accelerator"),
+        (RuntimeError("CUDA-capable device(s) is/are busy or unavailable"), "accelerator"),
+        (RuntimeError("Duplicate GPU detected : rank 1 and rank 0 both on 0"), "accelerator"),
+        (RuntimeError("CUDA error: device-side assert triggered"), ""),  # a bug of ours
         (OSError(2, "No such file or directory"), ""),
         (RuntimeError("size mismatch"), ""),
         (ValueError("mat1 and mat2 shapes cannot be multiplied"), ""),

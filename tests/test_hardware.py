@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import types
 
 import pytest
 import running
+import torch
 
 CODE = """
 import os, sys, types
@@ -23,10 +25,17 @@ tempfile.tempdir = os.environ.get("PLACE")
 torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: int(os.environ.get("GPUS", 2))
 torch.cuda.get_device_properties = lambda number: types.SimpleNamespace(uuid=f"drawn-{number}")
-torch.cuda.set_device = lambda number: None
+torch.cuda.set_device = torch.cuda.init = lambda *_: None
+torch.cuda.get_arch_list = lambda: ["sm_75", "sm_90a", "sm_120", "compute_120"]
+old = os.environ.get("OLD", "").split()
+torch.cuda.get_device_capability = lambda number: (7, 0) if str(number) in old else (7, 5)
+torch.cuda.get_device_name = lambda number: "V100"
 from kt.core import hardware
 device = lloyd.device if "KMEANS" in os.environ else hardware.device
-print(device(), device(), flush=True)
+try:
+    print(device(), device(), flush=True)
+except hardware.ResourceError as error:
+    print(error, flush=True)
 input()
 """
 
@@ -86,6 +95,29 @@ def test_where_no_lock_can_be_had_the_rank_decides(step, tmp_path):
 def test_k_means_claims_as_other_steps_do_and_imports_torch_only_where_there_is_a_gpu(step):
     first, second = step(), step(KMEANS="1")
     assert (first.got, second.got) == (["cuda:0"] * 2, ["cuda:1"] * 2)
+
+
+def test_gpus_that_torch_was_not_built_for_are_left_out(step):
+    assert step(OLD="0").got == ["cuda:1"] * 2
+    said = " ".join(step(OLD="0 1").got)
+    assert "was not built for V100" in said and "sm_75" in said and "KT_DEVICE=cpu" in said
+
+
+MISSED = "from kt.core import hardware; print(hardware.device())"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"])
+def test_a_gpu_that_was_given_and_cannot_be_used_is_not_passed_over_in_silence(name, monkeypatch):
+    monkeypatch.setenv(name, "0")
+    done = running.run(sys.executable, "-c", MISSED)
+    assert "ResourceError" in done.stderr and "driver" in done.stderr
+    for wish in ({"CUDA_VISIBLE_DEVICES": ""}, {"KT_DEVICE": "cpu"}):
+        done = subprocess.run(
+            [sys.executable, "-c", MISSED], cwd=running.ROOT, env={**os.environ, **wish},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.split() == ["cpu"] and not done.stderr
 
 
 HEAP = """

@@ -59,7 +59,7 @@ def assert_alike(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pretext", "labels"])
+@pytest.mark.parametrize("kind", ["pretext", "labels", "regression"])
 def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path, kind):
     expected = alone(tmp_path / "1", kind)
     for number in (2, 4):

@@ -103,7 +103,7 @@ def begin(
     path = os.pathsep.join([site.environment["PATH"], user["PATH"]])
     python = str(Path(SNAKEMAKE[0]).parent)
     more = {"PATH": python + os.pathsep + path, "SLURM_CONF": site.environment["SLURM_CONF"]}
-    more["KT_SAVE_SECONDS"] = "0.5"
+    more |= {"KT_SAVE_SECONDS": "0.5", "KT_DEVICE": "cpu"}  # its GPUs are there in name only
     command = [*SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--directory", folder, *wanted]
     command += ["--workflow-profile", ROOT / "profiles" / profile, *options]
     command += ["--configfile", TINY, *files, "--config", f"images={pictures}", *config]

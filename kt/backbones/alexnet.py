@@ -65,6 +65,16 @@ def stages(options: Options) -> dict:
 def _between(norm: str) -> list:
     """Gives what stands behind conv1 and conv2; Caffe rounds the size of a pooled map up."""
     from torch import nn
+    from torch.nn import functional
+
+    class ResponseNorm(nn.LocalResponseNorm):
+        """In float32, since squares leave float16, and by a mean that CUDA has deterministic."""
+
+        def forward(self, maps):
+            squares = maps.float().square().flatten(2)[:, None]  # (B, 1, M, H W)
+            padded = functional.pad(squares, (0, 0, self.size // 2, (self.size - 1) // 2))
+            means = functional.avg_pool2d(padded, (self.size, 1), 1).view(maps.shape)
+            return (maps / (self.k + self.alpha * means) ** self.beta).to(maps.dtype)
 
     pool = nn.MaxPool2d(3, 2, ceil_mode=True)
-    return [pool, nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)] if norm == "lrn" else [pool]
+    return [pool, ResponseNorm(5, 1e-4, 0.75, 1.0)] if norm == "lrn" else [pool]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kt.core.step import ConfigError
+from kt.core.ending import ConfigError, lack
 
 
 class Backbone(nn.Module):
@@ -114,6 +114,8 @@ class Backbone(nn.Module):
             with torch.inference_mode():
                 shape = self.eval()(self.mean.new_zeros(1, 3, size, size), layer).shape[1:]
         except (RuntimeError, AssertionError) as error:  # timm asserts sizes
+            if lack(error):
+                raise
             raise ConfigError(
                 f"images or tiles of {size} px do not fit this backbone: {error}"
             ) from None
@@ -179,8 +181,31 @@ def pool(maps: Tensor, edge: int, kind: str = "mean") -> Tensor:
         kind: `mean`, or `max` as in the paper.
     """
     height, width = maps.shape[-2:]
-    pooling = {"mean": functional.adaptive_avg_pool2d, "max": functional.adaptive_max_pool2d}
+    pooling = {"mean": average, "max": functional.adaptive_max_pool2d}
     return pooling[kind](maps.float(), (min(height, edge), min(width, edge))).flatten(1)
+
+
+def average(maps: Tensor, cells: Sequence[int]) -> Tensor:
+    """Averages maps (B, M, H, W) over a grid of cells (h, w), as `adaptive_avg_pool2d` does.
+
+    That one's backward pass has no deterministic form on CUDA; where one is asked for, these are
+    two products.
+    """
+    if not (maps.requires_grad and torch.are_deterministic_algorithms_enabled()):
+        return functional.adaptive_avg_pool2d(maps, cells)
+    rows, columns = (
+        _shares(number, side).to(maps) for number, side in zip(cells, maps.shape[2:], strict=True)
+    )
+    return rows @ maps @ columns.T
+
+
+def _shares(cells: int, side: int) -> Tensor:
+    """Gives what each of `side` places has in each cell's mean, (cells, side) float32."""
+    shares = torch.zeros(cells, side)
+    for cell in range(cells):
+        first, last = cell * side // cells, -(-(cell + 1) * side // cells)
+        shares[cell, first:last] = 1 / (last - first)
+    return shares
 
 
 def pooled(

@@ -56,13 +56,19 @@ MEMORY = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 LACKS = {
     "disk": "the disk is full or may not be written; make room or change the permissions",
     "memory": "memory, threads or open files ran out; allow more, or use smaller batches or images",
+    "accelerator": "the GPU, its driver and PyTorch do not go together, or another one has it",
 }
 # Libraries raise RuntimeError, ImportError and errors of their own with nothing but a text.
 DISK_TEXT = re.compile(r"no space left|disk quota|file too large|read-only file system", re.I)
 MEMORY_TEXT = re.compile(
     r"out of memory|not enough memory|bad_alloc|failed to map segment|can't start new thread"
     r"|(can't|cannot|could not|unable to|failed to|couldn't) allocate|memory allocation failed"
-    r"|std::length_error|no more memory",
+    r"|std::length_error|no more memory|/dev/shm|status_alloc_failed|unable to find an engine",
+    re.I,
+)
+ACCELERATOR_TEXT = re.compile(
+    r"no kernel image|busy or unavailable|duplicate gpu|driver .*(too old|insufficient)"
+    r"|no cuda-capable|invalid device ordinal",
     re.I,
 )
 
@@ -162,14 +168,14 @@ def _explained(error: BaseException) -> StepError | None:
 
 
 def lack(error: BaseException) -> str:
-    """Gives `disk` or `memory` if an error says that there is not enough of it, else nothing."""
+    """Gives which of `LACKS` an error says there is not enough of, or nothing."""
     number = error.errno if isinstance(error, OSError) else None
     text = "" if isinstance(error, StepError) else str(error)
-    if number in DISK or DISK_TEXT.search(text):
-        return "disk"
     if isinstance(error, MemoryError) or number in MEMORY or MEMORY_TEXT.search(text):
         return "memory"
-    return ""
+    if number in DISK or DISK_TEXT.search(text):
+        return "disk"
+    return "accelerator" if ACCELERATOR_TEXT.search(text) else ""
 
 
 def line(error: BaseException) -> str:

@@ -7,11 +7,14 @@ import ctypes
 import fcntl
 import functools
 import os
+import re
 import tempfile
 import zlib
 from pathlib import Path
 
 import torch
+
+from kt.core.ending import ResourceError, log
 
 MOST_DELIVERY_THREADS = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt, in malloc.h
@@ -33,13 +36,38 @@ def keep_freed_memory() -> None:
 
 
 keep_freed_memory()  # before the first batch, and the first thread
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `deterministic`; read only once
 
 
 def device() -> torch.device:
-    """Gives the device of this process: a GPU that is free, if any."""
+    """Gives the device of this process: a GPU that is free, if any.
+
+    Raises:
+        ResourceError: A GPU was given to this process, and PyTorch cannot use it.
+    """
+    if os.environ.get("KT_DEVICE") == "cpu":
+        return torch.device("cpu")
     if not torch.cuda.is_available():
+        _check_that_none_is_missed()
         return torch.device("cpu")
     return torch.device("cuda", _claimed())
+
+
+@functools.cache
+def _check_that_none_is_missed() -> None:
+    """Ends the step, or warns, where it would compute on the CPU in silence beside a GPU."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen in ("", "-1", "NoDevFiles"):  # the user's wish, or Slurm's word for none
+        return
+    problem = (
+        f"PyTorch {torch.__version__} finds no GPU that it can use (one built for CUDA 13 needs "
+        "driver 580 or newer, and `python -c 'import torch; torch.cuda.init()'` says more); "
+        "install a build for the driver that is there, or set KT_DEVICE=cpu to compute on the CPU"
+    )
+    if seen or os.environ.get("SLURM_JOB_GPUS"):
+        raise ResourceError(f"a GPU was given to this process, but {problem}")
+    if os.path.exists("/dev/nvidiactl"):
+        log.warning("there is a GPU, but %s", problem)
 
 
 @functools.cache
@@ -49,14 +77,28 @@ def _claimed() -> int:
     The claim is a lock that goes with the process. Where all are taken, one is shared, but by two
     processes of one training only if they are more than there are GPUs: NCCL refuses that.
     """
-    count = torch.cuda.device_count()
+    torch.cuda.init()  # before it GPUs are counted that a process cannot have, such as MIG's parts
+    known = [number for number in range(torch.cuda.device_count()) if _is_known(number)]
+    if not known:
+        raise ResourceError(
+            f"PyTorch {torch.__version__} was not built for {torch.cuda.get_device_name(0)}, only "
+            f"for {', '.join(torch.cuda.get_arch_list())}; install a build that was, or set "
+            "KT_DEVICE=cpu to compute on the CPU"
+        )
     # Numbers differ between processes, these do not.
-    names = [torch.cuda.get_device_properties(number).uuid for number in range(count)]
-    chosen = first = int(os.environ.get("LOCAL_RANK", os.getpid())) % count
+    names = [torch.cuda.get_device_properties(number).uuid for number in known]
+    chosen = first = int(os.environ.get("LOCAL_RANK", os.getpid())) % len(known)
     with contextlib.suppress(OSError):  # there is no place for locks
         chosen = _choose(names, first)
-    torch.cuda.set_device(chosen)
-    return chosen
+    torch.cuda.set_device(known[chosen])
+    return known[chosen]
+
+
+def _is_known(number: int) -> bool:
+    """Says whether PyTorch was built for a GPU; on an older one its first kernel fails."""
+    built = [re.fullmatch(r"sm_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
+    oldest = min((tuple(map(int, one.groups())) for one in built if one), default=(0, 0))
+    return torch.cuda.get_device_capability(number) >= oldest
 
 
 def _choose(names: list[str], first: int) -> int:
@@ -114,7 +156,7 @@ def precision(wanted: str, where: torch.device) -> torch.dtype:
     if wanted != "auto":
         return getattr(torch, wanted)
     if where.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     # Private in torch, so it may be gone in another version: then float32, which is always right.
     has = (
         getattr(torch.cpu, name, bool)
@@ -136,18 +178,22 @@ def generator(where: torch.device) -> torch.Generator:
 
 
 def set_up(where: torch.device, deterministic: bool = False) -> None:
-    """On CUDA lets float32 products use TF32, and picks convolutions by timing them."""
+    """On CUDA lets float32 products use TF32, and picks convolutions by timing them.
+
+    Args:
+        where: The device.
+        deterministic: The same numbers each time, for which they are not timed.
+    """
     if where.type != "cuda":
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # else each batch is filled twice
 
 
 def mixed(where: torch.device) -> torch.autocast:
-    """Gives the precision in which features are extracted: mixed on CUDA, float32 on a CPU."""
-    wanted = "auto" if where.type == "cuda" else "float32"
-    dtype = precision(wanted, where)
-    return torch.autocast(where.type, dtype, enabled=dtype != torch.float32)
+    """Gives the precision of extraction: bfloat16 where a GPU has it, else float32."""
+    dtype = precision("auto", where)  # float16 might not hold what a network gives
+    enabled = where.type == "cuda" and dtype == torch.bfloat16
+    return torch.autocast(where.type, torch.bfloat16, enabled=enabled)

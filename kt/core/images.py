@@ -48,6 +48,11 @@ class Pack:
         """Edge of the square images in pixels."""
         return self.images.shape[-1]
 
+    @property
+    def at_once(self) -> int:
+        """Images that a network looks at together: 500 of 96 px, of larger ones as many pixels."""
+        return max(1, 500 * 96**2 // max(self.size, 96) ** 2)
+
 
 @dataclasses.dataclass(frozen=True)
 class Labels:

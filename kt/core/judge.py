@@ -18,7 +18,6 @@ from kt.core.images import Pack
 from kt.core.records import RIGHT, packed
 from kt.core.step import DataError
 
-BATCH = 500
 DONE = "records.json"
 HELD_OUT = 0.2  # share of the labelled training images that choices are made on
 
@@ -78,7 +77,7 @@ def _features(
     edge_of = dict(edges)
     found: dict[str, list[Tensor]] = {layer: [] for layer in edge_of}
     where = backbone.mean.device
-    for batch in training.pack_batches(pack, torch.arange(len(pack)), BATCH):
+    for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
         images = backbone.normalise(batch.to(where))
         for layer, maps in backbone.maps(images, edge_of).items():
             found[layer].append(pool(maps, edge_of[layer]).cpu())

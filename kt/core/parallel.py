@@ -34,13 +34,21 @@ def rank() -> int:
 
 
 def connect() -> None:
-    """Joins the processes that torchrun started."""
-    if size() > 1 and not distributed.is_initialized():
-        where = hardware.device()
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+    """Joins the processes that torchrun started.
+
+    Raises:
+        ConfigError: They are more than the GPUs of this machine.
+    """
+    if size() == 1 or distributed.is_initialized():
+        return
+    where = hardware.device()
+    if where.type != "cuda":
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
+        return
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if here > gpus:
+        raise ConfigError(f"processes: expected one a GPU at most, found {here} for {gpus} GPUs")
+    distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=where)
 
 
 def deal(order: Tensor, batch: int) -> Tensor:
@@ -108,6 +116,21 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return total(grad.clone())
+
+
+def standardised(values: Tensor) -> Tensor:
+    """Gives rows (B, E) with mean 0 and variance 1 over the batch of all processes, or as zeros.
+
+    Where no gradient is taken each process has all rows itself.
+    """
+    shared = size() if values.requires_grad else 1
+    if len(values) * shared == 1:  # has no variance
+        return torch.zeros_like(values)
+    if shared == 1:
+        return nn.functional.batch_norm(values, None, None, training=True)
+    number = len(values) * shared
+    centred = values - _Total.apply(values.sum(0)) / number
+    return centred / (_Total.apply(centred.square().sum(0)) / number + 1e-5).sqrt()
 
 
 class _Synchronised:

@@ -60,6 +60,8 @@ def main(doc, add_arguments, run) -> None:
     parser.add_argument("--log", type=Path, help="also write the log to this file")
     parser.add_argument("--threads", type=int, help="CPU threads to use (all by default)")
     arguments = parser.parse_args()
+    if share := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):  # torchrun would give each one thread
+        arguments.threads = max(1, (arguments.threads or len(os.sched_getaffinity(0))) // share)
     _limit_threads(arguments.threads)
     gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
     launch.report_in()

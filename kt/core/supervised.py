@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kt.core import judge, training
 from kt.core import task as tasks
+from kt.core import training
 from kt.core.backbone import Backbone
 from kt.core.judge import Data
 from kt.core.network import Network
@@ -54,6 +54,6 @@ def predict(network: Network, pack) -> Tensor:
     return torch.cat(
         [
             network(network.backbone.normalise(batch.to(where))[:, None]).argmax(1).cpu()
-            for batch in training.pack_batches(pack, torch.arange(len(pack)), judge.BATCH)
+            for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once)
         ]
     )

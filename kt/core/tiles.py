@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kt.core import draws
+from kt.core.backbone import average
 from kt.core.order import neighbour
 from kt.core.permutations import NUM_TILES
 from kt.core.task import Context, Plan, Task
@@ -115,7 +115,7 @@ class TilesHead(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, V, M, h, w) to logits (B, C)."""
-        pooled = functional.adaptive_avg_pool2d(maps.flatten(0, 1), self.pool)
+        pooled = average(maps.flatten(0, 1), self.pool)
         return self.all(self.tile(pooled.flatten(1)).unflatten(0, maps.shape[:2]).flatten(1))
 
 

@@ -280,7 +280,8 @@ def validate(
     network.eval()
     where = next(network.parameters()).device
     loss = right = 0.0
-    parts = -(-len(index) // max(batch, 256))  # of sizes alike: none of one image among large ones
+    most = max(batch, min(256, pack.at_once))
+    parts = -(-len(index) // most)  # of sizes alike: none of one image among large ones
     for part in index.tensor_split(max(parts, 1)):
         views, labels = load_batch(task, pack, part, -1, where)
         logits = network(views)

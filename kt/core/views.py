@@ -12,7 +12,6 @@ from kt.core.backbone import Backbone, pooled
 from kt.core.images import Pack
 
 VIEWS = 10**6  # their epochs: no training has seen these crops
-BATCH = 500
 
 
 def chosen(pack: Pack, number: int, seed: int) -> Tensor:
@@ -57,7 +56,7 @@ def features(
         pack.size, ids, backbone.mean.cpu(), backbone.std.cpu(), seed, ids * 0, 1
     )
     made, found = build_task(task, context), {layer: [] for layer in layers}
-    for part in index.split(BATCH):
+    for part in index.split(pack.at_once):
         images = torch.from_numpy(pack.images[part.numpy()]).to(where)
         # By tensor operations: for so few images loading compiled loops takes longer.
         views, _ = made.batch(images[:, None], part, VIEWS + number)

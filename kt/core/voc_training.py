@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from kt.config import Schedule
 from kt.core import draws, hardware, images, judge, lock, resume, step, training
-from kt.core.backbone import Backbone
+from kt.core.backbone import Backbone, average
 from kt.core.ending import Flag
 from kt.core.optimiser import Optimiser
 from kt.core.step import DataError, Interrupted
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
         """Maps normalised pictures (B, 3, S, S) to scores (B, C) float32."""
         maps = self.trunk(pictures)
         edges = [min(side, self.edge) for side in maps.shape[-2:]]
-        return self.head(functional.adaptive_avg_pool2d(maps, edges).flatten(1))
+        return self.head(average(maps, edges).flatten(1))
 
 
 class FCN(nn.Module):

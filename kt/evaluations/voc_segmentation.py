@@ -103,10 +103,12 @@ def trained(backbone, root, names, state, options: Options, seed: int):
     def loss(batch):
         pixels, wanted = (part.to(trunk.backbone.mean.device) for part in batch)
         scores = network(trunk.backbone.normalise(pixels))
-        total = functional.cross_entropy(
-            scores, wanted.long(), ignore_index=voc.VOID, reduction="sum"
+        each = (
+            functional.cross_entropy(  # summed here, since its own sum is not deterministic on CUDA
+                scores, wanted.long(), ignore_index=voc.VOID, reduction="none"
+            )
         )
-        return total / (wanted != voc.VOID).sum().clamp(min=1)  # a square may be void all over
+        return each.sum() / (wanted != voc.VOID).sum().clamp(min=1)  # a square may be void all over
 
     job = voc_training.Job(
         network, names, load, loss, options.training, seed, "VOC2012 segmentation", state,

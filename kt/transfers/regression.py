@@ -19,14 +19,10 @@ def build(options: Options, taught: list, seed: int):
     import torch
     from torch.nn import functional
 
+    from kt.core.parallel import standardised
     from kt.core.transfer import Transfer
 
     (one,) = taught
-
-    def standardised(outputs):
-        if len(outputs) == 1:  # has no variance
-            return torch.zeros_like(outputs)
-        return functional.batch_norm(outputs, None, None, training=True)
 
     class Regression(Transfer):
         """Squared differences of standardised features."""
