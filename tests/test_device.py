@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 
 import crafted
 import pytest
@@ -146,6 +147,53 @@ def test_no_precision_waits_but_the_loss_is_looked_at_every_so_often(
     with pytest.raises(DataDependentOutputException):  # the look
         next(steps)
     assert {*types} == {getattr(torch, precision)}
+
+
+# What PyTorch says of `use_deterministic_algorithms`: on CUDA these raise, forwards or backwards.
+RAISES = re.compile(
+    r"adaptive_(avg|max)_pool|avg_pool3d|max_pool3d|fractional_max|max_unpool|reflection_pad"
+    r"|replication_pad|nll_loss2d|upsample_(linear|bicubic|trilinear)|embedding_bag|histc|bincount"
+    r"|kthvalue|median|cumsum"
+)
+
+
+class Deterministic(TorchDispatchMode):
+    """Refuses what has no deterministic form on CUDA, where a gradient is taken."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raises = RAISES.search(str(func))
+        assert not raises or not any(getattr(one, "requires_grad", False) for one in args), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", config.plugins("tasks"))
+def test_every_task_has_a_deterministic_form(
+    name, examples, accelerator, monkeypatch, deterministic
+):
+    kind = "hard" if name == "classification" else None
+    task = task_of(name, kind, examples)
+    fake = Fake(monkeypatch, task)
+    accelerator()
+    run = training._Run(fake.job)
+    views, labels = delivery._ready(task, *fake.batch, WHERE)
+    with Deterministic():
+        run._step(torch.arange(BATCH), views, labels)
+
+
+def test_the_papers_network_has_a_deterministic_form(accelerator, deterministic):
+    network = model.fresh(config.Plugin(name="alexnet", stride=4, norm="lrn"), 0)
+    pixels = torch.zeros(2, 3, 95, 95, requires_grad=True)
+    with Deterministic():
+        network(pixels)
+    with Deterministic(), pytest.raises(AssertionError, match="avg_pool3d"):
+        nn.LocalResponseNorm(5)(pixels)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
