@@ -11,7 +11,8 @@ from kt.core import charts, summary, verdict
 from kt.core.intervals import TIE, Interval, outcome
 from kt.core.records import ARMS, RIGHT, Column, Record, grouped
 
-WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled"}
+WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled", "unjudged": "too few images"}
+VERBS = {"beats": "ahead", "behind": "behind"}
 SHOWN = ("knn", "linear", "finetune")
 VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
 DRAWN = "knn"  # by the plots
@@ -50,7 +51,9 @@ def page(
         "on a held-out part of train. A claim of a gap **holds** if the gap is above its interval "
         "and two points; there is **no difference** if all of the interval, test images in it, "
         "lies within two points, and then a claim of equality **holds**; else it is **not "
-        "settled**.",
+        "settled**. Each claim is judged by itself: of twenty gaps that are none, one may seem to "
+        "be one, and intervals over seeds alone miss more often ([why]"
+        "(../explanation.md#what-the-intervals-cover)).",
     ]
     missing = [place for place in runs_of(about) if place not in found]
     if missing:
@@ -157,7 +160,9 @@ def said(gap: Interval, equal: bool) -> str:
     if gap.images and abs(gap.mean) + gap.half <= TIE:
         return WORDS["beats"] if equal else "no difference"
     found = outcome(gap)
-    return WORDS["behind" if equal and found != "tie" else found]
+    clear = found in ("beats", "behind")
+    word = f"does not hold, it is {VERBS[found]}" if equal and clear else WORDS[found]
+    return f"{word}, over seeds alone" if clear and not gap.images else word
 
 
 def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval | None:

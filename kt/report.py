@@ -207,12 +207,18 @@ def step_seconds(models, origins, data) -> list[tuple[str, float]]:
 # ---------------------------------------------------------------------------- writing
 
 
-def backbone_file(comparison, models) -> Path | None:
-    """Gives the file of the network to use: the chosen transfer model of the first seed."""
-    name = comparison.chosen.get("transfer")
+def backbone_file(comparison, models, arm: str = "transfer") -> Path | None:
+    """Gives the file of the network to use: the chosen model of an arm, of the first seed."""
+    name = comparison.chosen.get(arm)
     found = [model for model in models if model["name"] == name]
     found.sort(key=lambda model: model.get("seed") or 0)
     return found[0]["folder"] / "model.safetensors" if found else None
+
+
+def better_files(comparison, models) -> list[tuple[str, Path]]:
+    """Lists the arms that transfer falls behind, and the file of the chosen network of each."""
+    found = ((arm, backbone_file(comparison, models, arm)) for arm in verdict.ahead(comparison))
+    return [(arm, path) for arm, path in found if path]
 
 
 def plain_summary(comparisons, models, page: Path) -> str:
@@ -229,6 +235,7 @@ def plain_summary(comparisons, models, page: Path) -> str:
         parts += verdict.wrapped([*verdict.sentences(comparison), verdict.scope(comparison)])
         if file := backbone_file(comparison, models):
             parts.append(f"backbone  {file}")
+        parts += [f"better    {path}  ({arm})" for arm, path in better_files(comparison, models)]
     return "\n\n".join([*parts, f"report    {page}"]) + "\n"
 
 
@@ -276,6 +283,7 @@ def _view(comparison, models) -> dict[str, Any]:
         "rule": verdict.RULES[comparison.rule],
         "heads": [verdict.title(column) for column in comparison.columns],
         "backbone": backbone_file(comparison, models),
+        "better": better_files(comparison, models),
         "differences": figures.differences(comparison),
         "layers": [(verdict.long_title(one.column), one) for one in comparison.by_layer],
         "labels": figures.label_curves(comparison),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kt import report
 from kt.core import charts, figures, records, summary, verdict
 from kt.core.choice import settle_layers
 from kt.core.intervals import T_95, Interval, interval, outcome
@@ -125,7 +126,8 @@ def test_one_seed_with_test_images_says_what_its_interval_covers():
     found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
     comparison = summary.compare(found, ["knn"])
     assert "over the draw of the test images alone." in verdict.scope(comparison)
-    assert "±" in verdict.sentences(comparison)[0]
+    (said,) = verdict.sentences(comparison)
+    assert "is not judged against direct (20.0" in said and "±" in said and "beats" not in said
 
 
 def test_the_report_says_which_intervals_are_over_seeds_alone():
@@ -208,9 +210,10 @@ def test_seeds_that_only_one_of_two_arms_has_do_not_count():
         (Interval(0.03, 0.005, 3), "beats"),
         (Interval(0.05, 0.06, 3), "tie"),
         (Interval(-0.05, 0.01, 3), "behind"),
-        (Interval(0.019, None, 1), "tie"),
-        (Interval(0.05, None, 1), "beats"),
-        (Interval(-0.05, None, 1), "behind"),
+        (Interval(0.019, None, 1), "unjudged"),
+        (Interval(0.05, 0.01, 1, 4000), "unjudged"),
+        (Interval(0.05, 0.01, 3, 49), "unjudged"),
+        (Interval(0.05, 0.01, 3, 50), "beats"),
         (Interval(0.0, 0.0, 3), "tie"),
     ],
 )
@@ -311,27 +314,61 @@ def test_the_verdict_says_whom_transfer_beats_equals_and_falls_behind():
     wobble = [0.0, 0.001, -0.001]
     means = {"transfer": 0.795, "direct": 0.724, "random": 0.741, "hog": 0.795, "supervised": 0.865}
     scores = {arm: [m + (-1) ** i * w for w in wobble] for i, (arm, m) in enumerate(means.items())}
-    first, second = verdict.sentences(summary.compare(run_of(scores), ["knn"]))
+    comparison = summary.compare(run_of(scores), ["knn"])
+    first, second = verdict.sentences(comparison)
     assert first.startswith(
         "On these images transfer beats direct by 7.1\u00a0±\u00a00.5 points of k-NN"
     )
-    assert first.endswith("and random by 5.4\u00a0±\u00a00.0.")
-    assert "makes no clear difference to hog (0.0" in second
-    assert "falls behind supervised (the bound) by 7.0" in second
+    # A control that does as well stands in the first sentence, too.
+    assert "and random by 5.4\u00a0±\u00a00.0; it makes no clear difference to hog (0.0" in first
+    assert "falls behind supervised (all labels) by 7.0" in second
+    assert verdict.ahead(comparison) == []
 
 
-def test_a_single_seed_beside_others_is_marked():
+def test_a_control_that_is_better_stands_in_the_main_sentence_and_its_network_beside_ours(tmp_path):
+    scores = {"transfer": 0.7, "direct": 0.6, "random": 0.5, "hog": 0.8, "supervised": 0.9}
+    found = run_of({arm: [value, value + 0.001] for arm, value in scores.items()})
+    comparison = summary.compare(found, ["knn"])
+    first, second = verdict.sentences(comparison)
+    assert "it falls behind hog by 10.0" in first and "hog" not in second
+    assert verdict.ahead(comparison) == ["hog"]  # and not the one with all labels
+    models = [
+        {"name": name, "seed": 0, "folder": tmp_path / arm}
+        for arm, name in comparison.chosen.items()
+    ]
+    text = report.plain_summary([comparison], models, tmp_path / "index.html")
+    assert f"backbone  {tmp_path / 'transfer/model.safetensors'}" in text
+    assert f"better    {tmp_path / 'hog/model.safetensors'}  (hog)" in text
+
+
+def test_a_single_seed_beside_others_is_not_judged():
     scores = {"transfer": [0.8, 0.81], "direct": [0.7, 0.7], "longer": [0.71]}
-    second = verdict.sentences(summary.compare(run_of(scores), ["knn"]))[1]
-    assert second.endswith("beats longer by 9.0 points of k-NN top-1 (one seed).")
+    comparison = summary.compare(run_of(scores), ["knn"])
+    second = verdict.sentences(comparison)[1]
+    assert second.endswith("is not judged against longer (9.0 points of k-NN top-1).")
+    assert "nothing is judged" in verdict.scope(comparison)
 
 
-def test_one_seed_alone_gives_a_verdict_that_says_so():
+def test_one_seed_alone_is_not_judged_and_says_what_to_do():
     comparison = summary.compare(run_of({"transfer": [0.8], "direct": [0.7]}), ["knn"])
     assert verdict.sentences(comparison) == [
-        "On these images transfer beats direct by 10.0 points of k-NN top-1."
+        "On these images transfer is not judged against direct (10.0 points of k-NN top-1)."
     ]
-    assert "One seed" in verdict.scope(comparison)
+    said = verdict.scope(comparison)
+    assert said.startswith("One seed") and said.endswith("Give seeds=3.")
+
+
+def test_a_handful_of_test_images_is_not_judged():
+    for number, outcome in ((40, "unjudged"), (100, "beats")):
+        found = [
+            record(arm, 0, seed) | answers(value, number)
+            for arm, value in (("transfer", 1.0), ("direct", 0.0))
+            for seed in range(3)
+        ]
+        comparison = summary.compare(found, ["knn"])
+        (gap,) = comparison.differences[KNN]
+        assert gap.outcome == outcome
+        assert ("fewer than 50 test images" in verdict.scope(comparison)) == (number == 40)
 
 
 def test_without_an_arm_to_compare_with_the_verdict_says_so():

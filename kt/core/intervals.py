@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-TIE = 0.02  # gaps below two points were within the noise of one pre-training seed
+TIE = 0.02  # smaller gaps count as none: a choice of ours, see docs/explanation.md
+FEWEST_SEEDS, FEWEST_IMAGES = 2, 50  # that say how far a gap may be chance (ours)
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
 # Source: NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2, column 0.975.
@@ -29,13 +30,13 @@ class Interval(NamedTuple):
         mean: Over the seeds.
         half: None where neither several seeds nor test images tell it.
         n: Number of seeds.
-        images: Whether the test images are in it.
+        images: Number of test images, if they are in it.
     """
 
     mean: float
     half: float | None
     n: int
-    images: bool = False
+    images: int = 0
 
 
 def interval(values: Iterable[float], images: np.ndarray | None = None) -> Interval:
@@ -57,7 +58,7 @@ def interval(values: Iterable[float], images: np.ndarray | None = None) -> Inter
     halves = []
     if len(values) > 1:
         halves.append(_half(statistics.stdev(values), len(values)))
-    covered = images is not None and len(images) > 1
+    covered = len(images) if images is not None and len(images) > 1 else 0
     if covered:
         halves.append(_half(float(images.std(ddof=1)), len(images)))
     half = math.hypot(*halves) if halves else None
@@ -76,8 +77,12 @@ def _half(deviation: float, number: int) -> float:
 def outcome(gap: Interval) -> str:
     """Says `beats`, `tie` or `behind`; clear is what passes the interval and two points.
 
-    The interval holds the teacher fixed; two points stand for the noise of training it again.
+    `unjudged` are gaps of one seed, whose interval knows nothing of another training, or of very
+    few test images, whose spread is not known itself. The interval holds the teacher fixed; two
+    points stand for the noise of training it again.
     """
+    if gap.n < FEWEST_SEEDS or 0 < gap.images < FEWEST_IMAGES:
+        return "unjudged"
     if abs(gap.mean) <= max(TIE, gap.half or 0.0):
         return "tie"
     return "beats" if gap.mean > 0 else "behind"

@@ -31,7 +31,7 @@ HIDDEN = ("validation_top1", "validation_map", "mean_class_accuracy")  # not amo
 
 
 class Difference(NamedTuple):
-    """Transfer minus one control, paired by seed; `outcome` is `beats`, `tie` or `behind`."""
+    """Transfer minus one control, paired by seed; `outcome` is as `intervals.outcome` says."""
 
     control: str
     interval: Interval

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from kt.core.intervals import TIE, Interval
+from kt.core.intervals import FEWEST_IMAGES, TIE, Interval
 from kt.core.records import Column
 from kt.core.summary import Cell, Comparison, Difference, Row
 
@@ -42,8 +42,9 @@ VERBS = {
     "beats": "beats",
     "tie": "makes no clear difference to",
     "behind": "falls behind",
+    "unjudged": "is not judged against",
 }
-EXPLAINED = {"supervised": "supervised (the bound)"}
+EXPLAINED = {"supervised": "supervised (all labels)"}
 
 
 ARMS = {
@@ -55,7 +56,7 @@ ARMS = {
     "hog": "transfer from hand-crafted features alone (oriented gradients)",
     "transfer": "the target network taught by a trained teacher: its clusters as pseudo-labels "
     "or, by another kind of transfer, what its features say",
-    "supervised": "the target network trained on the true labels of train: the bound",
+    "supervised": "the target network trained on the true labels of train, with as many steps",
 }
 
 
@@ -103,7 +104,8 @@ def long_title(column: Column) -> str:
 def sentences(comparison: Comparison) -> list[str]:
     """Gives the verdict; the first sentence is the main one.
 
-    k-NN and fine-tuning with the fewest labels come first, other quantities after them.
+    k-NN and fine-tuning with the fewest labels come first, other quantities after them. A control
+    that does as well, or better, is named in the main sentence: it decides what is worth its cost.
     """
     if not is_labelled(comparison):
         return _without_labels(comparison)
@@ -114,43 +116,46 @@ def sentences(comparison: Comparison) -> list[str]:
     subject = f"transfer ({ours.about})" if ours.about else "transfer"
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
     gaps = comparison.differences[order[0]]
-    main = [gap for gap in gaps if gap.control in MAIN] or gaps
+    main = [gap for gap in gaps if gap.control in MAIN or gap in rivals(gaps)] or gaps
     rest = [gap for gap in gaps if gap not in main]
-    mixed = any(gap.interval.n > 1 for gap in gaps)
     return [
-        _sentence(f"On these images {subject}", order[0], main, mixed),
-        *([_sentence("Against the other arms it", order[0], rest, mixed)] if rest else []),
-        *(_sentence("Transfer", c, comparison.differences[c], mixed) for c in order[1:]),
+        _sentence(f"On these images {subject}", order[0], main),
+        *([_sentence("Against the other arms it", order[0], rest)] if rest else []),
+        *(_sentence("Transfer", c, comparison.differences[c]) for c in order[1:]),
     ]
 
 
-def _sentence(subject: str, column: Column, gaps: Sequence[Difference], mixed: bool) -> str:
-    """Says in one sentence whom transfer beats, equals and falls behind, and by how much.
+def rivals(gaps: Sequence[Difference]) -> list[Difference]:
+    """Lists the controls without labels that do as well as transfer, or better."""
+    return [gap for gap in gaps if gap.outcome in ("tie", "behind") and gap.control != "supervised"]
 
-    Single seeds are marked where others have more (`mixed`); else `scope` says it once.
-    """
+
+def ahead(comparison: Comparison) -> list[str]:
+    """Lists the controls without labels that transfer falls behind in the main quantity."""
+    order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
+    gaps = comparison.differences[order[0]] if order else []
+    return [gap.control for gap in rivals(gaps) if gap.outcome == "behind"]
+
+
+def _sentence(subject: str, column: Column, gaps: Sequence[Difference]) -> str:
+    """Says in one sentence whom transfer beats, equals and falls behind, and by how much."""
     unit, parts = f" points of {long_title(column)}", []
     for outcome, verb in VERBS.items():
         amounts = []
         for gap in gaps:
             if gap.outcome == outcome:
-                amounts.append(_amount(gap, unit, mixed))
+                amounts.append(_amount(gap, unit))
                 unit = ""  # said once, at the first number
         if amounts:
             parts.append(f"{verb} {_enumerate(amounts)}")
     return f"{subject} {'; it '.join(parts)}."
 
 
-def _amount(gap: Difference, unit: str, mixed: bool) -> str:
-    single = mixed and gap.interval.n == 1
-    value = gap.interval
-    if gap.outcome != "tie":
-        value = value._replace(mean=abs(value.mean))
-    number = spread(value) + unit
-    name = EXPLAINED.get(gap.control, gap.control)
-    if gap.outcome == "tie":
-        return f"{name} ({number}{', one seed' if single else ''})"
-    return f"{name} by {number}{' (one seed)' if single else ''}"
+def _amount(gap: Difference, unit: str) -> str:
+    name, value = EXPLAINED.get(gap.control, gap.control), gap.interval
+    if gap.outcome in ("tie", "unjudged"):
+        return f"{name} ({spread(value)}{unit})"
+    return f"{name} by {spread(value._replace(mean=abs(value.mean)))}{unit}"
 
 
 def _enumerate(parts: Sequence[str]) -> str:
@@ -185,14 +190,13 @@ def scope(comparison: Comparison) -> str:
         for column, gaps in comparison.differences.items()
         if not all(gap.interval.images for gap in gaps)
     ]
+    few = min((one.images for one in found if one.images), default=FEWEST_IMAGES)
     if seeds == [1]:
+        why = "One seed: how much another training would change is not known, so nothing is judged"
         if not any(one.images for one in found):
-            return f"One seed: there is no interval, g{ties}."
+            return f"{why}, and there is no interval. Give seeds=3."
         none = f", none for {_enumerate(blind)}" if blind else ""
-        return (
-            f"One seed: ± is the 95 % interval over the draw of the test images alone{none}. "
-            f"Training target and teacher again is not in it: g{ties}, too."
-        )
+        return f"{why}; ± is over the draw of the test images alone{none}. Give seeds=3."
     number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     parts = [
         f"Differences are paired by seed ({number} of them) and test image; ± is the 95 % interval "
@@ -201,7 +205,10 @@ def scope(comparison: Comparison) -> str:
     if blind:
         parts.append(f"It is over seeds alone for {_enumerate(blind)}.")
     if seeds[0] == 1:
-        parts.append("Of one seed it is over the test images alone.")
+        parts.append("Of one seed it is over the test images alone, and nothing is judged.")
+    if few < FEWEST_IMAGES:
+        parts.append(f"With fewer than {FEWEST_IMAGES} test images nothing is judged.")
+    parts.append("Each gap is judged by itself: of twenty that are none, one may seem to be one.")
     return " ".join([*parts, f"Training the teacher again is not in it: g{ties}, too."])
 
 
