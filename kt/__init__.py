@@ -7,6 +7,8 @@ Three lines use what the pipeline made::
     features = backbone.features(images)  # (N, 3, S, S) uint8 -> (N, M) float32
 """
 
+from kt.core import ending  # noqa: F401  a program of kt heeds signals from here on
+
 __version__ = "0.1.0"
 
 

@@ -36,6 +36,7 @@ from kt.core.step import DataError, log
 
 MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
 JPEG_BYTES = 1.5  # a pixel, for the estimate of the space
+FLAT = 0.02  # deviation of the pool, of 1: photographs have 0.2 and more
 SAMPLE = 10_000  # images of an encoded pool whose mean and deviation are taken
 
 
@@ -91,6 +92,7 @@ def run(arguments) -> None:
             "seconds": round(time.time() - step.start_time(), 3),
         }
         step.write_json(packs / "report.json", report)
+        _warn_of_flat_pictures(report)
         _publish(packs, output)
         shutil.rmtree(state, ignore_errors=True)  # NFS keeps the names of files that are open
     log.info("%s", _summary(report))
@@ -143,12 +145,25 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
     if not len(ranked[pool]):
         number = _share(len(ranked[train]), dataset)
-        ranked[pool], ranked[train] = ranked[train][:number], ranked[train][number:]
+        kept, others = _one_of_each(ranked[train], listed)  # for a rare class keeps a label
+        parts = itertools.chain([kept], spill.parts(others[number:]))
+        ranked[pool], ranked[train] = others[:number], spill.stored(listed.folder, np.int64, parts)
     limits = (dataset.unlabelled, dataset.labelled, dataset.test)
     chosen = np.full(len(splits), -1, np.int8)
     for number, limit in enumerate(limits):
         chosen[ranked[number][:limit]] = number
     return chosen
+
+
+def _one_of_each(order: np.ndarray, listed: Listing) -> tuple[np.ndarray, np.ndarray]:
+    """Takes the last row of each class out of an order; gives these and the others."""
+    labels, last = listed.columns["label"], np.full(len(listed.classes), -1)
+    for part in spill.parts(order):
+        known = part[labels[part] >= 0]
+        last[labels[known]] = known  # of several the last one counts
+    kept = np.sort(last[last >= 0])
+    others = (part[~np.isin(part, kept)] for part in spill.parts(order))
+    return kept, spill.stored(listed.folder, np.int64, others)
 
 
 def _share(train: int, dataset: config.Dataset) -> int:
@@ -195,10 +210,14 @@ def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset
 def _check_faults(rows: Rows, dataset: config.Dataset) -> None:
     if len(rows.faults) > dataset.max_bad_fraction * len(rows.splits):
         bad = sorted((rows.keys([place])[0], why) for place, why in rows.faults.items())
+        for key, why in bad:
+            step.detail("bad: %r: %s", key, why)
         shown = "".join(f"\n  {key!r}: {why}" for key, why in bad[:5])
+        shown += f"\n  and {len(bad) - 5} more, see the log" if len(bad) > 5 else ""
         raise DataError(
             f"{len(bad)} of {len(rows.splits)} chosen files are bad, more than the tolerated "
-            f"share max_bad_fraction = {dataset.max_bad_fraction}; mend or remove them:{shown}"
+            f"share max_bad_fraction = {dataset.max_bad_fraction}; mend or remove them, or allow "
+            f"more of them in the data set's settings:{shown}"
         )
 
 
@@ -295,6 +314,17 @@ def _normalisation(histogram: np.ndarray) -> dict[str, list[float]]:
     mean = share @ values
     variance = (share * (values - mean[:, None]) ** 2).sum(1)
     return {"mean": mean.round(6).tolist(), "std": np.sqrt(variance).round(6).tolist()}
+
+
+def _warn_of_flat_pictures(report: dict[str, Any]) -> None:
+    """Warns where the pool is nearly of one grey: most often 16 bits of which few are used."""
+    if max(report["std"]) < FLAT:
+        log.warning(
+            "the images to learn from are nearly all of one grey (mean %s, deviation %s of 1): "
+            "networks will see little. Pictures of 16 bits are divided by 257; where yours use "
+            "only part of the range, stretch them before, all by the same factor",
+            *(", ".join(f"{value:.3f}" for value in report[name]) for name in ("mean", "std")),
+        )
 
 
 def _defaults(dataset: config.Dataset) -> str:

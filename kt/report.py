@@ -21,6 +21,7 @@ from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_choice, with_targets
 from kt.core.step import ConfigError, DataError, log
 
+UNEVEN = 1.5  # times its even share that the largest class may have without a remark
 REPORT = dict.fromkeys(  # what a data report may say
     ("splits", "modes", "sizes", "rejected", "rejected_total", "ignored", "left_out_of_pool")
     + ("left_out_of_train", "defaults", "origin")
@@ -75,7 +76,12 @@ def run(arguments) -> None:
     origins += [("choose", found.get("provenance", {})) for found in choices.values()]
     facts["costs"] = step_seconds(models, origins, facts["data"])
     page = arguments.output / "index.html"
-    text = plain_summary(comparisons, models, page)
+    reports = {
+        path.parent.name: report
+        for path, report in zip(arguments.data_report, facts["data"], strict=True)
+    }
+    facts["remarks"] = remarks(settings, reports)
+    text = plain_summary(comparisons, models, page, facts["remarks"])
     step.write_json(arguments.output / "metrics.json", records)
     step.write_text(arguments.output / "metrics.csv", as_csv(records))
     step.write_text(page, render(records, comparisons, facts))
@@ -221,7 +227,29 @@ def better_files(comparison, models) -> list[tuple[str, Path]]:
     return [(arm, path) for arm, path in found if path]
 
 
-def plain_summary(comparisons, models, page: Path) -> str:
+def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[str]:
+    """Says what is to be known beside the verdict: a run cut short, classes that are uneven.
+
+    Args:
+        settings: The configuration.
+        data: Reports of the data sets, by name.
+    """
+    found = []
+    if (effort := settings.get("effort") or 1) < 1:
+        found.append(f"A look: effort {effort:g} trains for that share of the epochs.")
+    judged_on = data.get(settings.get("use", {}).get("evaluate"), {})
+    classes = ((judged_on.get("splits") or {}).get("test") or {}).get("classes")
+    numbers = list(classes.values()) if isinstance(classes, dict) else []
+    if len(numbers) > 1 and max(numbers) > UNEVEN * sum(numbers) / len(numbers):
+        share = verdict.percent(max(numbers) / sum(numbers))
+        found.append(
+            f"The classes are uneven: who calls every test image the largest one is right for "
+            f"{share} %. metrics.json has `mean_class_accuracy`, where each class counts alike."
+        )
+    return found
+
+
+def plain_summary(comparisons, models, page: Path, remarks: Sequence[str] = ()) -> str:
     """Gives verdict, table and the places of backbone and report as text."""
     parts = []
     for comparison in comparisons:
@@ -236,6 +264,7 @@ def plain_summary(comparisons, models, page: Path) -> str:
         if file := backbone_file(comparison, models):
             parts.append(f"backbone  {file}")
         parts += [f"better    {path}  ({arm})" for arm, path in better_files(comparison, models)]
+    parts += verdict.wrapped(remarks)
     return "\n\n".join([*parts, f"report    {page}"]) + "\n"
 
 
@@ -258,6 +287,7 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
     views = [_view(comparison, facts["models"]) for comparison in comparisons]
     return environment.get_template("report.html.j2").render(
         views=views,
+        remarks=facts["remarks"],
         records=records,
         arms=verdict.ARMS,
         learned=figures.learned(facts["models"]),

@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -19,8 +20,7 @@ from kt import workflow as plan
 from kt.core import lessons
 from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
-from kt.sources import tars
-from kt.sources.pictures import count_pictures, has_labels
+from kt.sources.pictures import changed_since, count_pictures, has_labels, unread
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their
 # terminal output to what a user of the workflow wants to see.
@@ -52,7 +52,7 @@ def read_config():
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
-                    f"{settings.images}{tars.unread(Path(settings.images))}"
+                    f"{settings.images}{unread(settings.images)}"
                 )
             largest = max(settings.numbers, default=0)
             clustered = settings.datasets[settings.use.cluster].path == settings.images
@@ -98,32 +98,67 @@ def overlays():
 
 def _absolute(path):
     """Makes a path absolute against the folder the user stands in, --directory or not."""
-    return Path(STARTED_IN) / Path(path).expanduser()
+    return Path(os.path.normpath(Path(STARTED_IN) / Path(path).expanduser()))
 
 
 def lift_stale_lock():
     """Takes away the lock that a killed run left behind; a run that lives keeps its own.
 
     Snakemake's lock is a file and outlives its process. A shared lock of the kernel does not: where
-    it can be had alone, no other run is alive. The file stays open, and locked, to the end.
+    it can be had alone, no other run is alive, unless on another machine that locks do not reach;
+    then Snakemake refuses, and the user decides. The file stays open, and locked, to the end.
     """
     folder = Path(".snakemake")
-    folder.mkdir(exist_ok=True)
-    file = open(folder / "kt.lock", "w")
+    try:
+        folder.mkdir(exist_ok=True)
+        file = open(folder / "kt.lock", "a+")
+    except OSError as error:
+        print(f"error: {folder.absolute()} cannot be written: {error.strerror}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(4)
     with contextlib.suppress(OSError):  # another run is alive, or the file system has no locks
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.seek(0)
+        owner = file.read()
         for stale in (folder / "locks").glob("*.lock"):
+            if owner not in ("", platform.node()):  # some file systems lock on one machine only
+                print(f"a run on {owner} may be at work here; see there first", file=sys.stderr)
+                break
             print(f"taking away the lock of a run that was killed: {stale}", file=sys.stderr)
             stale.unlink(missing_ok=True)
+        else:
+            file.truncate(0)
+            file.write(platform.node())
+            file.flush()
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
     return file
+
+
+def tell_of_changes():
+    """Says when pictures came or went after they were packed: no rule sees that, on purpose.
+
+    A file that a camera or a system leaves there would make every network again.
+    """
+    for name in sorted(set(SETTINGS.use.model_dump().values())):
+        path, packed = SETTINGS.datasets[name].path, Path(f"results/data/{name}/report.json")
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            when, known = packed.stat().st_mtime, json.loads(packed.read_text())["dataset"]["path"]
+            if path and path == known and changed_since(path, when):
+                print(
+                    f"note: files came, went or were renamed in {path} after its pictures were "
+                    "packed; what stands is of the old ones. `--forcerun ingest` takes the new "
+                    "ones, and makes all again that follows from them",
+                    file=sys.stderr,
+                )
 
 
 SETTINGS, LABELLED = read_config()
 ALIVE = lift_stale_lock() if workflow.is_main_process else None
 LESSONS = lessons.all_lessons(SETTINGS)
 DESCRIBERS = lessons.describers(SETTINGS)
+if workflow.is_main_process:
+    tell_of_changes()
 
 
 def pack_of(role, split="train-unlabelled"):

@@ -89,7 +89,7 @@ rule report:
     params:
         folder=lambda w, output: os.path.dirname(output.page),
         models=TRAINED,
-        settings=dumps(SETTINGS),
+        settings=lambda w: dumps(SETTINGS),  # as a string, its braces would be wildcards
         stage_version=1,
     message:
         "report"

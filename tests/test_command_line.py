@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -169,6 +170,22 @@ def asked(folder, place):
     lines = (folder / "asked").read_text().splitlines()
     (folder / "asked").unlink()
     return sorted(line.split() for line in lines)
+
+
+def test_pictures_that_came_after_they_were_packed_are_told(place):
+    folder, path = place / "changed", place / "pictures"
+    report = folder / "results/data/images/report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"dataset": {"path": str(path)}}))
+    assert "--forcerun ingest" not in output(workflow(folder, path, "-n"))
+    os.utime(report, (0, 0))
+    assert f"renamed in {path} after" in output(workflow(folder, path, "-n"))
+
+
+def test_a_folder_that_cannot_be_written_is_said(place):
+    (place / "locked").mkdir()
+    (place / "locked" / ".snakemake").touch()  # root may write anywhere
+    refused(workflow(place / "locked", place / "pictures", "-n"), 4, "cannot be written")
 
 
 LATE = """

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from drawing import CLASSES, encoded, label_of, picture, tree, write_folder, write_tar, write_zip
+from PIL import Image
 
 from kt import config, ingest
 from kt.core import images, table
@@ -192,6 +193,33 @@ def test_a_missing_pool_is_drawn_from_train(tmp_path, out, unlabelled, labelled,
     assert not set(found[POOL]) & set(found[TRAIN])
     truth = images.read_labels(out / f"{POOL}-labels.h5")
     assert truth.labels.tolist() == [label_of(image) for image in packs(out)[POOL].images]
+
+
+@pytest.mark.parametrize("labelled", [None, 12])
+def test_a_rare_class_keeps_a_label_where_the_pool_is_drawn_from_train(tmp_path, out, labelled):
+    files = {name: payload for name, payload in tree(0, 12, 4).items()}
+    files |= {
+        f"{split}/rare/1.png": encoded(picture(0, n)) for split, n in ((TRAIN, 98), (TEST, 99))
+    }
+    write_folder(files, tmp_path / "pictures")
+    for seed in range(6):
+        pack(tmp_path / "pictures", out, seed, labelled=labelled)
+        truth = images.read_labels(out / f"{TRAIN}-labels.h5")
+        assert {truth.classes[label] for label in truth.labels} == {*CLASSES, "rare"}
+
+
+def test_a_pool_of_nearly_one_grey_is_warned_of(tmp_path, out, caplog):
+    rows = np.random.default_rng(0).integers(0, 4000, (12, 16, 16)).astype(np.uint16)
+    (tmp_path / "pictures").mkdir()
+    for number, pixels in enumerate(rows):  # 12 of 16 bits
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.tif")
+    pack(tmp_path / "pictures", out)
+    assert "nearly all of one grey" in caplog.text and "divided by 257" in caplog.text
+    caplog.clear()
+    for number, pixels in enumerate(rows):
+        Image.fromarray(16 * pixels).save(tmp_path / "pictures" / f"{number}.tif")
+    pack(tmp_path / "pictures", out)
+    assert "one grey" not in caplog.text
 
 
 def test_a_pool_that_takes_all_of_train_is_halved(tmp_path, out):

@@ -20,7 +20,7 @@ from kt.core import table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NAME = 'my pictures\' "$(touch pwned)" `touch pwned`; touch pwned &'
+NAME = 'my {0} {pictures}\' "$(touch pwned)" `touch pwned`; touch pwned &'
 # One teacher and what follows from it; trained long enough to be killed in the middle.
 BRIEF = {
     "teachers": {name: None for name in ("own", "longer", "untrained", "random", "hog")}

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tarfile
+import time
 import zipfile
 from types import SimpleNamespace
 
@@ -74,9 +75,63 @@ def test_hidden_files_and_other_suffixes_are_only_counted(tmp_path):
     assert set(listed(tmp_path)) == {"a.png"}
 
 
-def test_pictures_beside_the_splits_are_ignored(tmp_path):
+def test_pictures_beside_the_splits_are_refused_by_name(tmp_path):
     write_folder(tree(1, 1, 1) | {"cover.png": PNG, "val/bird/1.png": PNG}, tmp_path)
-    assert ignored(tmp_path) == {"cover.png", "val/bird/1.png"}
+    found = refused(tmp_path)
+    assert found.keys() == {"cover.png", "val/bird/1.png"}
+    assert "stands outside train-unlabelled/, train/, test/" in found["val/bird/1.png"]
+
+
+@pytest.mark.parametrize(
+    "pool, train, test",
+    [
+        ("unlabeled", "train", "test"),
+        ("train_unlabeled", "Train", "val"),
+        ("Unlabelled", "training", "Test"),
+    ],
+)
+def test_other_usual_names_of_the_splits_will_do(tmp_path, pool, train, test):
+    names = {"train-unlabelled": pool, "train": train, "test": test}
+    files = {}
+    for name, payload in tree(2, 2, 2).items():
+        top, _, rest = name.partition("/")
+        files[f"{names[top]}/{rest}"] = payload
+    found = listed(write_folder(files, tmp_path))
+    splits = {key.partition("/")[0]: split for key, (split, _) in found.items()}
+    assert splits == {pool: POOL, train: TRAIN, test: TEST}
+
+
+def test_other_names_count_only_for_a_train_and_a_test_together(tmp_path):
+    write_folder({"val/bird/1.png": PNG, "extra/1.png": PNG}, tmp_path)
+    assert {split for split, _ in listed(tmp_path).values()} == {POOL}
+
+
+def test_splits_that_other_pictures_stand_beside_are_told(tmp_path, caplog):
+    files = {f"v1/{name}": payload for name, payload in tree(1, 1, 1).items()}
+    found = listed(write_folder(files | {"preview.jpg": PNG}, tmp_path))
+    assert {split for split, _ in found.values()} == {POOL}
+    assert "folders train and test further down" in caplog.text
+
+
+def test_what_is_not_read_is_said_with_its_endings_and_reasons(tmp_path):
+    for name in ("1.heic", "2.HEIC", "3"):
+        (tmp_path / name).touch()
+    (tmp_path / "4.png").symlink_to("/etc/hostname")
+    said = pictures.unread(str(tmp_path))
+    assert "2: no pictures that are known, .heic" in said and "without an ending" in said
+    assert "1: a link that leads out of the folder" in said
+
+
+def test_folders_and_archives_that_changed_are_known(tmp_path):
+    write_folder({"a/1.png": PNG, "b/2.png": PNG}, tmp_path / "all")
+    late = time.time() + 10
+    assert not pictures.changed_since(str(tmp_path / "all"), late)
+    os.utime(tmp_path / "all" / "b", (late + 1, late + 1))  # as when a file comes or goes
+    assert pictures.changed_since(str(tmp_path / "all"), late)
+    (tmp_path / "all.zip").write_bytes(b"")
+    assert not pictures.changed_since(str(tmp_path / "all.zip"), late)
+    os.utime(tmp_path / "all.zip", (late + 1, late + 1))
+    assert pictures.changed_since(str(tmp_path / "all.zip"), late)
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])

@@ -341,6 +341,16 @@ def test_a_control_that_is_better_stands_in_the_main_sentence_and_its_network_be
     assert f"better    {tmp_path / 'hog/model.safetensors'}  (hog)" in text
 
 
+def test_a_look_and_uneven_classes_are_remarked_on():
+    data = {"images": {"splits": {"test": {"classes": {"cat": 60, "dog": 12, "rare": 1}}}}}
+    settings = {"effort": 0.05, "use": {"evaluate": "images"}}
+    look, uneven = report.remarks(settings, data)
+    assert "effort 0.05" in look and "right for 82.2 %" in uneven
+    data["images"]["splits"]["test"]["classes"] = {"cat": 30, "dog": 25, "rare": 20}
+    assert report.remarks(settings | {"effort": 1}, data) == []
+    assert report.remarks({}, {}) == report.remarks(settings | {"effort": 1}, {"images": {}}) == []
+
+
 def test_a_single_seed_beside_others_is_not_judged():
     scores = {"transfer": [0.8, 0.81], "direct": [0.7, 0.7], "longer": [0.71]}
     comparison = summary.compare(run_of(scores), ["knn"])
@@ -359,7 +369,7 @@ def test_one_seed_alone_is_not_judged_and_says_what_to_do():
 
 
 def test_a_handful_of_test_images_is_not_judged():
-    for number, outcome in ((40, "unjudged"), (100, "beats")):
+    for number, expected in ((40, "unjudged"), (100, "beats")):
         found = [
             record(arm, 0, seed) | answers(value, number)
             for arm, value in (("transfer", 1.0), ("direct", 0.0))
@@ -367,7 +377,7 @@ def test_a_handful_of_test_images_is_not_judged():
         ]
         comparison = summary.compare(found, ["knn"])
         (gap,) = comparison.differences[KNN]
-        assert gap.outcome == outcome
+        assert gap.outcome == expected
         assert ("fewer than 50 test images" in verdict.scope(comparison)) == (number == 40)
 
 

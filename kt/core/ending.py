@@ -97,8 +97,8 @@ _ending = _Ending()
 
 def _is_program() -> bool:
     """Says whether this process is `python -m kt.NAME`: only then are signals ours to handle."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec is not None and spec.name.startswith("kt.")
+    words = sys.orig_argv  # the name of the main module is not known yet
+    return "-m" in words[:-1] and words[words.index("-m") + 1].startswith("kt.")
 
 
 def is_echo() -> bool:

@@ -10,15 +10,22 @@ import array
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from kt.core.step import DataError
+from kt.core.ending import DataError, log
 
 SPLITS = POOL, TRAIN, TEST = ("train-unlabelled", "train", "test")
 FEWEST = 10  # images to learn from without labels
+# Other usual names of the splits, with small letters and hyphens; the first that is there counts.
+USUAL = {
+    POOL: ("train-unlabelled", "train-unlabeled", "unlabelled", "unlabeled"),
+    TRAIN: ("train", "training"),
+    TEST: ("test", "testing", "val", "valid", "validation"),
+}
 # What a name may end with to count as a picture. The content, not the name, decides how it is read.
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
@@ -76,9 +83,16 @@ class File:
 
 
 class Plan(NamedTuple):
-    """What the names of all files say together: where the splits stand, which names come twice."""
+    """What the names of all files say together.
+
+    Attributes:
+        depth: Of the folders of the splits; None: all is pool.
+        splits: Which split the folders there are, by name.
+        twice: Hashes of the names that come twice.
+    """
 
     depth: int | None
+    splits: dict[str, str]
     twice: frozenset[int]
 
 
@@ -88,7 +102,8 @@ def entries(
     """Gives a folder's or an archive's files as entries, by the names of its folders.
 
     With the folders `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` (below common folders, if
-    any) the splits are those; without any of them all pictures are `train-unlabelled`.
+    any) the splits are those, also by other usual names (`USUAL`) where both train and test are
+    there; without any of them all pictures are `train-unlabelled`.
 
     Args:
         files: Lists the files; called twice, so that only a number for each is held.
@@ -103,10 +118,10 @@ def entries(
     if stamp is None or key not in _plans:
         _plans.clear()
         _plans[key] = _plan(files(), max_pixels, where)
-    depth, twice = _plans[key]
+    depth, splits, twice = _plans[key]
     seen: set[str] = set()
     for file in files():
-        entry = _entry(file, max_pixels, depth)
+        entry = _entry(file, max_pixels, depth, splits)
         if entry.usable and hash(entry.key) in twice:
             if entry.key in seen:
                 entry = dataclasses.replace(entry, refused="another file of this name came before")
@@ -118,18 +133,47 @@ _plans: dict[tuple, Plan] = {}  # the last one: listing a compressed archive tak
 
 
 def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
-    folders, hashes = set(), array.array("q")
+    folders, hashes, refused = set(), array.array("q"), Counter()
     for file in files:
         parts = _parts(file.name)
-        if _judge(file, parts, max_pixels) == (False, ""):
+        found = _judge(file, parts, max_pixels)
+        if found == (False, ""):
             folders.add(parts[:-1])
             hashes.append(hash(clean("/".join(parts))))
+        refused[found[1]] += bool(found[1])
     pictures = [(*folder, "picture") for folder in sorted(folders)]
     depth = _common_depth(pictures)
-    split_up = any(parts[depth] in SPLITS for parts in pictures if len(parts) > depth + 1)
-    if split_up:
-        _check_classes([parts[depth:] for parts in pictures], where)
-    return Plan(depth if split_up else None, frozenset(_repeated(hashes)))
+    splits = _splits({parts[depth] for parts in pictures if len(parts) > depth + 1})
+    if splits:
+        found = [(splits.get(top, ""), *rest) for top, *rest in (one[depth:] for one in pictures)]
+        _check_classes(found, where + refusals(refused))
+    elif _splits({name for folder in folders for name in folder}).keys() >= {TRAIN, TEST}:
+        log.warning(
+            "%s: there are folders train and test further down, which are not taken for splits: "
+            "other pictures stand beside or above them", where
+        )  # fmt: skip
+    return Plan(depth if splits else None, splits, frozenset(_repeated(hashes)))
+
+
+def _splits(folders: set[str]) -> dict[str, str]:
+    """Says which split each of some folders is, by its name; others are left out."""
+    exact = {name: name for name in SPLITS if name in folders}
+    named: dict[str, list[str]] = {}
+    for name in sorted(folders):
+        named.setdefault(re.sub(r"[\s_]+", "-", name.strip().lower()), []).append(name)
+    found = {}
+    for split, words in USUAL.items():
+        if split in exact:
+            found[split] = split
+        elif names := [name for word in words for name in named.get(word, [])]:
+            found[names[0]] = split
+    return found if {TRAIN, TEST} <= {*found.values()} else exact
+
+
+def refusals(reasons: Counter) -> str:
+    """Says how many files were refused and why, for errors; nothing where none were."""
+    said = "; ".join(f"{number}: {why}" for why, number in reasons.most_common(3) if number)
+    return f" (not read: {said})" if said else ""
 
 
 def _repeated(hashes: array.array) -> set[int]:
@@ -144,7 +188,7 @@ def clean(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def _entry(file: File, max_pixels: int, depth: int | None) -> Entry:
+def _entry(file: File, max_pixels: int, depth: int | None, splits: dict[str, str]) -> Entry:
     """Reads the meaning of a name; `depth` is that of the split folders, None: all is pool."""
     parts = _parts(file.name)
     key = clean("/".join(parts))
@@ -153,12 +197,14 @@ def _entry(file: File, max_pixels: int, depth: int | None) -> Entry:
         return Entry(POOL, clean(file.name), None, file.read, refused, ignored)
     if depth is None:
         return Entry(POOL, key, None, file.read, stamp=file.stamp)
-    split, *inner = parts[depth:]
-    if split not in SPLITS:
-        return Entry(POOL, key, None, file.read, ignored=True)
+    top, *inner = parts[depth:]
+    split = splits.get(top) if inner else None
+    if split is None:
+        fault = f"stands outside {', '.join(f'{name}/' for name in splits)}"
+        return Entry(POOL, key, None, file.read, fault)
     if len(inner) > 1:
         return Entry(split, key, clean(inner[0]), file.read, stamp=file.stamp)
-    fault = "" if split == POOL else f"stands in {split}/ without the folder of a class"
+    fault = "" if split == POOL else f"stands in {top}/ without the folder of a class"
     return Entry(split, key, None, file.read, fault, stamp=file.stamp)
 
 
@@ -184,7 +230,7 @@ def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, s
 def _common_depth(pictures: list[tuple[str, ...]]) -> int:
     """Counts the folders that stand above everything and are no split themselves."""
     depth = 0
-    while pictures and pictures[0][depth] not in SPLITS:
+    while pictures and pictures[0][depth] not in SPLITS:  # one alone with another name is common
         first = pictures[0][depth]
         if any(len(parts) <= depth + 1 or parts[depth] != first for parts in pictures):
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from kt.core.parts import Part
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive, folder, tars
 
+PATIENCE = 2.0  # seconds
 MAX_PIXELS = 100_000_000  # for counting alone, nothing is decoded
 
 
@@ -71,6 +73,41 @@ def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
     listed = tree.entries(lambda: files(where), MAX_PIXELS, path)
     counts = Counter(entry.split for entry in listed if entry.usable)
     return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
+
+
+def unread(path: str) -> str:
+    """Says which files of a folder or an archive count as no pictures, and why, for errors."""
+    where = Path(path)
+    if where.is_dir() and tars.are_at(where):
+        return ""
+    files, reasons = (folder if where.is_dir() else archive).files, Counter()
+    for entry in tree.entries(lambda: files(where), MAX_PIXELS, path):
+        ending = Path(entry.key).suffix.lower()
+        reasons[
+            entry.refused or f"no pictures that are known, {ending or 'without an ending'}"
+        ] += not entry.usable
+    return tree.refusals(reasons) + tars.unread(where)
+
+
+def changed_since(path: str, when: float) -> bool:
+    """Says whether files were added, removed or renamed below a path, or an archive was written.
+
+    By the times of folders and archives alone; of a large tree what can be seen in two seconds.
+
+    Args:
+        path: Of a folder or an archive.
+        when: Seconds, as of `os.stat`.
+    """
+    if not os.path.isdir(path):
+        return os.path.exists(path) and os.stat(path).st_mtime > when
+    until = time.monotonic() + PATIENCE
+    for place, _, names in os.walk(path):
+        looked = [place, *(os.path.join(place, name) for name in names if name.endswith(".tar"))]
+        if any(os.stat(one).st_mtime > when for one in looked if os.path.exists(one)):
+            return True
+        if time.monotonic() > until:
+            break
+    return False
 
 
 def has_labels(dataset: Dataset) -> bool:
