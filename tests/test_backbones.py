@@ -88,7 +88,11 @@ def test_an_unknown_layer_is_refused_with_the_known_ones():
         backbone.features,
         lambda layer: backbone.maps(None, [layer]),
     ):
-        arguments = (torch.zeros(1, 3, 8, 8), "conv9") if ask == backbone.features else ("conv9",)
+        arguments = (
+            (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "conv9")
+            if ask == backbone.features
+            else ("conv9",)
+        )
         with pytest.raises(ConfigError, match="'conv9' is not one of conv1, conv2"):
             ask(*arguments)
 
@@ -317,6 +321,15 @@ def response_normalised(maps: np.ndarray) -> np.ndarray:
         near = maps[:, max(channel - 2, 0) : channel + 3].astype(np.float64)
         found[:, channel] = maps[:, channel] / (1 + 1e-4 / 5 * (near**2).sum(1)) ** 0.75
     return found
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 64, 3, dtype=torch.uint8),
+               torch.zeros(3, 64, 64, dtype=torch.uint8)],
+)  # fmt: skip
+def test_images_of_another_kind_are_refused(images):
+    with pytest.raises(ConfigError, match=r"expected images \(B, 3, H, W\) uint8, found \("):
+        built(ALEXNET).features(images)
 
 
 def test_response_normalisation_learns_as_torchs_own_does():

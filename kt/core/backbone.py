@@ -87,8 +87,16 @@ class Backbone(nn.Module):
 
         Returns:
             (B, D) float32, D = M * map * map.
+
+        Raises:
+            ConfigError: They are other than that.
         """
-        images = torch.as_tensor(images).to(self.mean.device)
+        images = torch.as_tensor(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ConfigError(
+                f"expected images (B, 3, H, W) uint8, found {tuple(images.shape)} {images.dtype}"
+            )
+        images = images.to(self.mean.device)
         return pool(self(self.normalise(images), layer), map)
 
     def check_layer(self, layer: str | None) -> str:

@@ -173,9 +173,19 @@ def _without_labels(comparison: Comparison) -> list[str]:
     return [
         f"The network to use is {row.model}.",
         "Without labels its accuracy cannot be known, nor whether transfer beats the other arms. "
-        f"It was chosen by {RULES[comparison.rule]}{score}.",
+        f"It was chosen within its arm by {RULES[comparison.rule]}{score}.",
+        *_agreeing_more(comparison, row),
         "A comparison needs labelled images in train/CLASS and test/CLASS.",
     ]
+
+
+def _agreeing_more(comparison: Comparison, chosen: Row) -> list[str]:
+    """Names the arms whose score is higher than that of the network to use."""
+    scored = [row for row in comparison.arms if row.score and chosen.score and row is not chosen]
+    more = [f"{r.arm} ({spread(r.score)} %)" for r in scored if r.score.mean > chosen.score.mean]
+    if not more:
+        return []
+    return [f"By that rule {_enumerate(more)} would be ahead, which is no measure of quality."]
 
 
 def scope(comparison: Comparison) -> str:
