@@ -20,6 +20,10 @@ include: "rules/transfer.smk"
 include: "rules/evaluate.smk"
 
 
+onsuccess:
+    drop_finished_states()
+
+
 onerror:
     end_with_the_code_of_the_step(log)
 

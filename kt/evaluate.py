@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import shutil
 from pathlib import Path
 
 from kt import config, workflow
@@ -57,8 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
             found += [{**fields, **record} for record in records]
     parents = dict(zip(map(str, arguments.model), digests, strict=True))
     step.write_json(arguments.output, {"records": found, "provenance": step.provenance(parents)})
-    if arguments.state:
-        shutil.rmtree(arguments.state, ignore_errors=True)
+    resume.finish(arguments.state, state)
 
 
 def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:

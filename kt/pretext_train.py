@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         import torch
 
         from kt.core import backbone as backbones
-        from kt.core import foreign, images, model, parallel, training
+        from kt.core import foreign, images, model, parallel, resume, training
 
     arguments.backbone = config.pinned(arguments.backbone)
     if arguments.task and not (arguments.training and (arguments.epochs > 0 or arguments.budget)):
@@ -102,6 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not as_it_is and (not arguments.task or not job.task.whole_images):
         backbones.estimate_statistics(backbone, training.pack_batches(pack, chosen, 256))
     _write(arguments, backbone, description, records, examples)
+    if arguments.task:
+        resume.finish(arguments.state, job.state)
 
 
 def _job(arguments, backbone, context, pack, train, held_out, weights: dict | None):
@@ -243,8 +245,6 @@ def solved_puzzles(job) -> dict:
 
 
 def _write(arguments, backbone, description: dict, records: list, examples: dict | None) -> None:
-    import shutil
-
     import numpy as np
 
     from kt.core import model, table
@@ -259,8 +259,6 @@ def _write(arguments, backbone, description: dict, records: list, examples: dict
         for name, array in (examples or {"tiles": np.zeros((0, 9, 3, 1, 1), np.uint8)}).items():
             table.put(file, name, array)
     model.save(arguments.output, backbone, arguments.backbone, description)
-    if arguments.state:
-        shutil.rmtree(arguments.state, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 from kt import config
@@ -131,8 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
         "provenance": step.provenance(dict(zip(map(str, parents), digests, strict=True))),
     }  # fmt: skip
     model.save(arguments.output, backbone, arguments.backbone, description)
-    if arguments.state:
-        shutil.rmtree(arguments.state, ignore_errors=True)
+    resume.finish(arguments.state, job.state)
 
 
 def parents_of(arguments: argparse.Namespace) -> list[Path]:

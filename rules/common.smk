@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -330,6 +331,14 @@ def target_params(wildcards):
         "few": plan.few_images(SETTINGS),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }
+
+
+def drop_finished_states():
+    """Takes away what jobs on a cluster left to go on from, of those that came to their end."""
+    for mark in Path("results/state").glob("*/*/finished"):
+        shutil.rmtree(mark.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: others go on there
+            mark.parent.parent.rmdir()
 
 
 def end_with_the_code_of_the_step(log):

@@ -148,6 +148,7 @@ TRAINING_THREADS = training_threads()
 
 if not workflow.is_main_process:
     hand_on_signals()
+    os.environ.update(KT_KEEP_STATE="1")  # another job may make the same, see `resume.finish`
     # Of a signal to the whole group the step shall hear, which minds it, and not the shell around
     # it, which older versions of bash leave there: it would end, and the job with it.
     shell.prefix("trap '' TERM USR1; ")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kt import config, evaluate
-from kt.core import judge, model, table, training, views
+from kt.core import images, judge, model, table, training, views
 from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import clusters, finetune, knn, linear
 
@@ -225,7 +225,7 @@ def test_held_out_labels_are_stratified_disjoint_and_chosen_by_key():
 
 
 def test_features_of_all_layers_are_those_of_one_layer_at_a_time(backbone, data, monkeypatch):
-    monkeypatch.setattr(judge, "BATCH", 7)
+    monkeypatch.setattr(images.Pack, "at_once", 7)
     found = judge.features(backbone, data.test.pack, 2)
     for layer in backbone.layers:
         alone = backbone.features(data.test.pack.images, layer, 2)

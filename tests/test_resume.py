@@ -3,6 +3,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 import crafted
 import numpy as np
 import pytest
+import running
+import stages
 import torch
 from test_training import job
 
@@ -116,6 +120,30 @@ def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupte
         training.train(built(tmp_path, kill_at=5))
     again = built(tmp_path)
     assert_same(outcome(again, training.train(again)), uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", stages.TRAININGS)
+def test_a_job_that_is_sent_twice_goes_on_from_the_end_of_the_first(tmp_path_factory, name):
+    made = tmp_path_factory.getbasetemp() / "stages"
+    if not made.exists():
+        made.mkdir()
+        stages.make(made)
+    output, state = tmp_path_factory.mktemp("twice") / "model", tmp_path_factory.mktemp("state")
+    command = [sys.executable, "-m", f"kt.{name}", *stages.options(name, made, output, epochs=3)]
+    command += ["--state", state / "it"]
+    found = []
+    for keep, steps in (("1", None), ("1", r"goes on at step (\d+) of \1$"), ("", "goes on")):
+        shutil.rmtree(output, ignore_errors=True)  # as a job's Snakemake does
+        done = subprocess.run(
+            list(map(str, command)), cwd=running.ROOT, capture_output=True, text=True,
+            env={**os.environ, "KT_WORKFLOW": "1", "KT_KEEP_STATE": keep},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert bool(re.search(steps or "goes on", done.stderr, re.M)) == bool(steps), done.stderr
+        found.append((output / name / "model.safetensors").read_bytes())
+        assert bool([*state.glob("it/*/finished")]) == bool(keep)
+    assert found[0] == found[1] == found[2]
 
 
 def test_states_written_on_the_way_change_nothing(tmp_path, uninterrupted, monkeypatch):

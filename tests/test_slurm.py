@@ -211,6 +211,7 @@ def test_the_whole_chain_runs_in_shards_gives_the_same_and_then_has_nothing_to_d
     assert [job["state"] for job in driver.jobs()] == ["COMPLETED"] * number
     assert {job["node"] for job in driver.jobs()} == set(slurm.NODES)
     assert (folder / "results/report/index.html").exists()
+    assert not [*folder.glob("results/state/*")]  # all is done: nothing to go on from
     for one, other in unsharded(folder, tmp_path):
         assert table.digest(one) == table.digest(other), one
     assert "Nothing to be done" in begin(site, folder, pictures, **given).done()
@@ -384,6 +385,25 @@ def test_two_nodes_share_training_and_clustering_and_give_what_one_process_gives
     one, two = alone(folder / CLUSTERS, tmp_path / "one.h5"), read_clusters(folder / CLUSTERS)
     np.testing.assert_allclose(two[0], one[0], rtol=1e-4, atol=1e-5)
     assert two[1].tolist() == one[1].tolist()
+
+
+def test_a_job_on_two_nodes_that_is_cancelled_saves_its_state_and_goes_on(
+    site, ready, pictures, tmp_path
+):
+    folder = copied(ready[0], tmp_path / "run")
+    asked = ["nodes=2", "tasks=2", "tasks_per_gpu=0", "mpi='srun'"]
+    options = [*QUICK, "--set-resources", *(f"pretext_train:{one}" for one in asked)]
+    files = [slowly(folder, 30, 0.15)]
+    driver = begin(site, folder, pictures, MODEL, files=files, options=options)
+    job = under_way(driver, folder)
+    site.call("scancel", job["id"])
+    site.wait(lambda: stopped(folder), 30)
+    driver.done()
+    assert [one["state"] for one in driver.jobs()] == ["CANCELLED", "COMPLETED"]
+    assert min(went_on(folder)) > 0
+    found = load_file(folder / MODEL)
+    for name, expected in ready[1].items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
 
 
 def alone(clusters: Path, output: Path):

@@ -1,8 +1,10 @@
 """Starts a step's processes by torchrun, stops and ends them with it. Imports no torch.
 
 torchrun itself ends with 1 whatever happened, takes a second signal for leave to end before its
-processes have saved, and leaves them behind when it is killed. So on one machine they are told of
-signals directly, are waited for, and watch the process that launched them.
+processes have saved, and leaves them behind when it is killed. So they are told of signals
+directly, are waited for, and watch the process that launched them. Of a step on several nodes there
+is one such process on each, started by srun, which kills what it started when it gets SIGTERM
+itself, and hands SIGUSR1 on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from kt.core import ending
 from kt.core.ending import ConfigError
 
-CODES, LAUNCHER = "KT_EXIT_CODES", "KT_LAUNCHER"
+CODES, LAUNCHER, NODE = "KT_EXIT_CODES", "KT_LAUNCHER", "KT_NODE"
 PATIENCE = 60.0  # seconds in which processes that lost their torchrun may save
 
 
@@ -34,33 +36,47 @@ def launch(arguments) -> int:
     Raises:
         ConfigError: Several nodes are wanted, and there is no Slurm job around this process.
     """
-    here = arguments.nodes == 1
-    program = [sys.executable, "-m", "torch.distributed.run"]
-    program += ["--nproc-per-node", str(arguments.processes)]
-    program += ["--standalone"] if here else _meeting(arguments.nodes)
-    if not here:  # a torchrun on each, by Slurm
-        program = [*_srun(arguments.nodes, arguments.threads), *program]
-    # The dashes: torchrun would take our --log for a short form of its own options.
-    command = [*program, "-m", "--", f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-    shared = None if here else arguments.output.parent  # all nodes must see it
+    program, shared = [f"kt.{Path(sys.argv[0]).stem}", *sys.argv[1:]], None
+    spread = arguments.nodes > 1 and NODE not in os.environ
+    if spread:  # this program on each, by Slurm
+        command = [*_srun(arguments.nodes, arguments.threads), sys.executable, "-m", *program]
+        shared = arguments.output.parent  # all nodes must see it
+    else:
+        meeting = ["--standalone"] if arguments.nodes == 1 else os.environ[NODE].split()
+        command = [sys.executable, "-m", "torch.distributed.run", *meeting]
+        command += ["--nproc-per-node", str(arguments.processes)]
+        # The dashes: torchrun would take our --log for a short form of its own options.
+        command += ["-m", "--", *program]
     with tempfile.TemporaryDirectory(prefix=".codes-", dir=shared) as folder:
-        found = _Processes(command, Path(folder), here)
+        more = (
+            {NODE: " ".join(_meeting(arguments.nodes))} if spread else {LAUNCHER: str(os.getpid())}
+        )
+        found = _Processes(command, Path(folder), more)
         code = found.wait()
         codes = [int(path.read_text()) for path in Path(folder).glob("*.code")]
     return min(codes, default=ending.Interrupted.exit_code if found.told else code)
 
 
-class _Processes:
-    """torchrun and the processes that it started."""
+def launch_here(arguments) -> None:
+    """Runs this node's share of a step on several nodes; ends with its exit code.
 
-    def __init__(self, command: list[str], folder: Path, here: bool):
-        self.folder, self.here, self.told = folder, here, False
+    One that was interrupted says so in its file alone, since srun would kill the others, which may
+    still be writing their state.
+    """
+    code = launch(arguments)
+    report_out(code)
+    sys.exit(0 if code == ending.Interrupted.exit_code else code)
+
+
+class _Processes:
+    """torchrun, or srun, and the processes that it started."""
+
+    def __init__(self, command: list[str], folder: Path, more: dict[str, str]):
+        self.folder, self.spread, self.told = folder, NODE in more, False
         self.torchrun: subprocess.Popen | None = None
         for number in ending.SIGNALS:  # before the start, so that none is lost
             signal.signal(number, self._on_signal)
-        environment = {**os.environ, CODES: str(folder)}
-        if here:
-            environment[LAUNCHER] = str(os.getpid())
+        environment = {**os.environ, CODES: str(folder), **more}
         # A session of its own: what a group is sent would come twice, from here and directly.
         self.torchrun = subprocess.Popen(command, env=environment, start_new_session=True)
         if self.told:
@@ -86,7 +102,9 @@ class _Processes:
             self._tell()
 
     def _tell(self) -> None:
-        if not self._send(signal.SIGTERM):
+        if self.spread:
+            self.torchrun.send_signal(signal.SIGUSR1)
+        elif not self._send(signal.SIGTERM):
             self.torchrun.terminate()
 
     def _send(self, number: int) -> int:
@@ -139,7 +157,8 @@ def report_out(code: int) -> None:
     """Leaves the exit code of a process that was launched where its launcher looks."""
     if CODES in os.environ:
         with contextlib.suppress(OSError):  # the launcher is gone
-            Path(os.environ[CODES], f"{os.environ.get('RANK', '0')}.code").write_text(str(code))
+            name = os.environ.get("RANK") or os.environ.get("SLURM_NODEID", "0")
+            Path(os.environ[CODES], f"{name}.code").write_text(str(code))
 
 
 def _srun(nodes: int, threads: int | None) -> list[str]:

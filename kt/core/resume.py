@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from kt.core.step import ConfigError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
+KEEP, FINISHED = "KT_KEEP_STATE", "finished"  # see `finish`
 SAVE_SHARE = 0.01  # of the time that copying them may cost, at most
 
 
@@ -34,6 +36,26 @@ def place(folder: Path | None, digests: list[str]) -> Path | None:
     if folder is None or not os.environ.get("KT_WORKFLOW"):
         return folder
     return folder / hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
+
+
+def finish(folder: Path | None, place: Path | None) -> None:
+    """Takes away what a job has kept to go on from; on a cluster it is only marked as finished.
+
+    There a job is sent twice when the workflow was killed and started again. Where the second one
+    starts after the first has ended, its Snakemake takes away what that one made; it then goes on
+    from the last state, which is the end. The workflow takes marked ones away when all is done.
+
+    Args:
+        folder: That the job was given.
+        place: In it, of its files, see `place`.
+    """
+    if folder is None:
+        return
+    if os.environ.get(KEEP):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / FINISHED).touch()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Writer:

@@ -77,6 +77,8 @@ def _work(run, arguments) -> None:
     if "RANK" in os.environ:  # whoever launched this one is the writer
         _run(run, arguments)
         return
+    if launch.NODE in os.environ:
+        launch.launch_here(arguments)
     with lock.sole_writer(Path(arguments.output), _said(arguments)) as mine:
         if not mine:
             log.info("%s: made meanwhile by that process", arguments.output)
@@ -135,7 +137,10 @@ def _start_log(arguments) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one tells what goes on
+    # Of several processes one tells what goes on.
+    first = os.environ.get("RANK", "0") == "0" and (
+        launch.NODE not in os.environ or "RANK" in os.environ
+    )
     log.setLevel(logging.INFO if first else logging.ERROR)
     log.propagate = False
     # The terminal is the user's: under Snakemake the settings go to the log file only.

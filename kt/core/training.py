@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import threading
 import time
 from pathlib import Path
@@ -128,6 +129,8 @@ class _Run:
             for epoch in range(len(self.records), job.epochs):
                 self._epoch(epoch, progress, stop)
                 self._record(epoch)
+            if job.log and os.environ.get(resume.KEEP):
+                self.save()
         finally:
             self.writer.close()
         progress.close()
