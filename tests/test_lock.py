@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from kt.core import lock
+from kt.core.ending import ResourceError
 
 WRITER = """
 import pathlib, sys, time
@@ -103,6 +105,17 @@ def test_a_writer_on_another_machine_is_waited_for_as_long_as_it_shows_life(tmp_
         assert mine and over.is_set() and time.monotonic() - begun > 2.0 + lock.SILENT * 0.1 / 2
     other.join()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_of_a_machine_that_is_lost_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "GONE", 0.5)
+    path = tmp_path / ".made.lock"
+    path.write_text(json.dumps({"who": "process 7 on node9", "host": "node9"}))
+    with open(path) as held:  # as the server of a file system goes on to hold it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ResourceError, match="process 7 on node9 holds this lock"):
+            with lock.sole_writer(tmp_path / "made", ["work"]):
+                pass
 
 
 def test_what_failed_leaves_no_lock_and_no_folder(tmp_path):

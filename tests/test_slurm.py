@@ -242,6 +242,37 @@ def test_any_scheduler_will_do_that_has_three_commands(site, pictures, tmp_path)
     assert job["state"] == "COMPLETED"
 
 
+def test_the_workflow_as_a_job_stops_in_time_and_sends_itself_again(
+    site, ready, pictures, tmp_path
+):
+    folder = copied(ready[0], tmp_path / "run")
+    before = {job["id"] for job in site.jobs()}
+    options = ["--snakefile", ROOT / "Snakefile", "--directory", folder, MODEL, *QUICK]
+    options += ["--configfile", TINY, slowly(folder, 30, 0.15), "--config", f"images={pictures}"]
+    variables = {"KT_SAVE_SECONDS": "0.5", "KT_DEVICE": "cpu"}
+    variables |= {"PATH": f"{Path(SNAKEMAKE[0]).parent}:{site.environment['PATH']}"}
+    variables |= {"SBATCH_OUTPUT": f"{tmp_path}/driver-%j.log"}
+    exported = ",".join(f"{name}={value}" for name, value in variables.items())
+    site.call(
+        "sbatch", f"--export=ALL,{exported}", f"--output={tmp_path}/driver-%j.log",
+        f"--chdir={ROOT}", ROOT / "profiles/slurm/driver.sh", *options,
+    )  # fmt: skip
+
+    def drivers():
+        found = [job for job in site.jobs() if job["id"] not in before and job["name"] == "kt"]
+        return sorted(found, key=lambda job: int(job["id"]))
+
+    try:
+        site.wait(lambda: [*folder.glob("results/state/deep-s0-*/**/*.state")], 100)
+        site.call("scancel", "--batch", "--signal=USR1", drivers()[0]["id"])  # as before its limit
+        site.wait(lambda: stopped(folder), 30)
+        site.wait(lambda: (folder / MODEL).exists(), 200)
+        site.wait(lambda: [job["state"] for job in drivers()] == ["COMPLETED"] * 2, 60)
+    finally:
+        site.call("scancel", "--name=kt")
+    assert min(went_on(folder)) > 0 and same(folder, ready[1])
+
+
 def test_what_a_site_fills_in_reaches_its_jobs(site, pictures, tmp_path):
     text = (ROOT / "profiles" / "slurm" / "config.yaml").read_text()
     text = re.sub(r"^( *)# ( *[\w-]+:( .*)?)$", r"\1\2", text, flags=re.M)  # examples, not prose

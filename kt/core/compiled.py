@@ -4,14 +4,21 @@ They read each pixel where it lies in the memory map and write each view once. T
 as tensor operations stands in `kt/core/tiles.py`, `augment.py` and `turns.py`, for accelerators and
 as the reference; both are fed by the same draws. The compiled code is kept beside this file, so
 only the first run on a machine compiles (some seconds); the interpreter lock is free meanwhile.
+Each machine has a folder of its own: the lock below may not reach across nodes that share files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(__file__).parent / "__pycache__" / platform.node())
+)
 
 import numba
 import numpy as np

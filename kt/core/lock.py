@@ -18,6 +18,7 @@ from kt.core.ending import ResourceError
 log = logging.getLogger("kt")
 BEAT = 5.0  # seconds between two signs of life of a writer
 SILENT = 6  # beats that are missed when a writer on another machine has ended
+GONE = 600.0  # seconds without one, after which a lock is one of a machine that is lost
 
 
 def claim(folder: Path):
@@ -63,6 +64,9 @@ def sole_writer(output: Path, work: list[str]) -> Iterator[bool]:
 
     Yields:
         Whether to do it; false if this process waited and the other one did exactly this.
+
+    Raises:
+        ResourceError: A process of another machine holds the lock, and shows no sign of life.
     """
     path = output.with_name(f".{output.name}.lock")
     missing = [folder for folder in path.parents if not folder.exists()]
@@ -92,7 +96,7 @@ def sole_writer(output: Path, work: list[str]) -> Iterator[bool]:
 
 def _wait(path: Path, output: Path, work: list[str]):
     """Gives the lock file, open and ours, and whether the one that was waited for did the work."""
-    waited = False
+    waited, last = False, (0, time.monotonic())
     # Without a buffer: what a full disk did not take would be tried again when the file is closed.
     file = open(path, "a+b", buffering=0)
     while True:
@@ -103,6 +107,14 @@ def _wait(path: Path, output: Path, work: list[str]):
                 who = owner.get("who", "another process")
                 log.info("%s: waiting for %s, who is at it already", output, who)
             waited = True
+            if (stamp := _stamp(path)) != last[0]:
+                last = stamp, time.monotonic()
+            elif time.monotonic() - last[1] > GONE and owner.get("host") != platform.node():
+                raise ResourceError(
+                    f"{path}: {owner.get('who', 'another process')} holds this lock and has shown "
+                    f"no sign of life for {GONE / 60:.0f} minutes; if its machine is lost, remove "
+                    "the file and run again"
+                )
             time.sleep(BEAT / 20)
             continue
         if waited and owner.get("done") == work and output.exists():

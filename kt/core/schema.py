@@ -85,7 +85,10 @@ class Schedule(Settings):
     warmup: Annotated[Fraction, Field(description="share of the steps with linearly rising lr")]
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="auto: bfloat16 where the hardware computes it, else float32"),
+        Field(
+            description="auto: bfloat16 where the hardware computes it, else float16 on a GPU, "
+            "float32 on a CPU"
+        ),
     ]
     deterministic: Annotated[
         bool, Field(description="on CUDA the same bits each time, slower; on a CPU always")

@@ -1,0 +1,25 @@
+#!/bin/bash
+# The workflow itself as a job, for sites that end long processes on the nodes where one submits.
+# From the folder of this project, with Snakemake's options:
+#
+#   sbatch profiles/slurm/driver.sh --directory myphotos --config images=/shared/photos
+#
+# It takes one core. Five minutes before its time is over it stops its jobs, which save their states,
+# and sends itself again. Account and partition of this job go in here, with two hashes less.
+###SBATCH --account=project
+###SBATCH --partition=main
+#SBATCH --job-name=kt --cpus-per-task=1 --mem=2000 --time=1-00:00:00
+#SBATCH --signal=B:USR1@300 --output=kt-%j.log
+set -m # else Snakemake would ignore Ctrl-C's signal
+# What is said of this job is not true of those that it submits; where Slurm is, is.
+for name in ${!SLURM_@}; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+again() {
+    kill -INT $driver
+    wait $driver
+    sbatch profiles/slurm/driver.sh "$@"
+    exit
+}
+trap 'again "$@"' USR1
+snakemake --workflow-profile profiles/slurm "$@" &
+driver=$!
+wait $driver
