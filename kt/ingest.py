@@ -144,7 +144,7 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
     ranked = [of(number) for number in range(len(SPLITS))]
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
     if not len(ranked[pool]):
-        number = _share(len(ranked[train]), dataset)
+        number = share(len(ranked[train]), dataset)
         kept, others = _one_of_each(ranked[train], listed)  # for a rare class keeps a label
         parts = itertools.chain([kept], spill.parts(others[number:]))
         ranked[pool], ranked[train] = others[:number], spill.stored(listed.folder, np.int64, parts)
@@ -166,7 +166,7 @@ def _one_of_each(order: np.ndarray, listed: Listing) -> tuple[np.ndarray, np.nda
     return kept, spill.stored(listed.folder, np.int64, others)
 
 
-def _share(train: int, dataset: config.Dataset) -> int:
+def share(train: int, dataset: config.Dataset) -> int:
     """Says how many of train are the pool, without labels.
 
     Half where nothing is said, or where too few would keep their labels.

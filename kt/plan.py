@@ -27,11 +27,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from kt import config, ingest
 from kt.backbones.file import CONSENT
 from kt.core import step
-from kt.core.footprint import Footprint
+from kt.core.entries import POOL, TRAIN
+from kt.core.footprint import LIMITS, Footprint
 from kt.core.step import ConfigError
 from kt.core.work import TRAININGS, Job, Work
+from kt.sources import pictures, tars
 
 RULES = (
     "ingest_part ingest pretext_train choose features_part features cluster pseudo_labels_part"
@@ -39,6 +42,7 @@ RULES = (
 ).split()
 ON_GPU = ("pretext_train", "choose", "features_part", "features", "target_train", "evaluate")
 KEPT = Path("results/plan.json")
+OWN = ("pictures", "folder", "archive")  # sources whose pictures are quickly counted
 
 
 class Cost(NamedTuple):
@@ -73,6 +77,7 @@ def _print(options: list[str], folder: Path) -> None:
 
 def _table(every: list[Job], due: list[Job]) -> None:
     """Prints what the jobs will cost that are due, and keeps it for `--spent`."""
+    every, due = ([_counted(job) for job in some] for some in (every, due))
     costs = estimate(every, due, Path())
     sizes = Footprint((job.rule, job.options) for job in every)
     print(f"{'step':18} jobs  there  to do     time  CPU time      disk  known by")
@@ -151,6 +156,31 @@ def _job(words: list[str]) -> Job:
             options[key] = f"{options[key]} {word}".strip()
     log = Path(options["log"]).with_suffix("").relative_to("results/logs")
     return Job(str(log), options)
+
+
+def _counted(job: Job) -> Job:
+    """Lowers the limits of a set of own pictures to what is there, by the names of the files."""
+    if job.rule.removesuffix("_part") != "ingest":
+        return job
+    dataset = config.check(config.Dataset, json.loads(job.options["dataset"]))
+    counts = _pictures(dataset.path) if dataset.source in OWN else {}
+    if not counts:
+        return job
+    if not counts[POOL]:
+        counts[POOL] = ingest.share(counts[TRAIN], dataset)
+        counts[TRAIN] -= counts[POOL]
+    limits = {limit: getattr(dataset, limit) for limit in LIMITS.values()}
+    there = {limit: counts[split] for split, limit in LIMITS.items()}
+    found = {name: min(there[name], limit or there[name]) for name, limit in limits.items()}
+    text = json.dumps(json.loads(job.options["dataset"]) | found)
+    return job._replace(options=job.options | {"dataset": text})
+
+
+def _pictures(path: str | None) -> dict[str, int]:
+    """Counts the pictures at a path by split; nothing of tar shards, which are slow to read."""
+    if not path or not Path(path).exists() or tars.are_at(Path(path)):
+        return {}
+    return dict.fromkeys(LIMITS, 0) | pictures.by_split(path)
 
 
 def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str, Cost | None]:

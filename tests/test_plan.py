@@ -339,11 +339,29 @@ def test_the_table_counts_jobs_and_bytes_and_wrong_options_are_told(options, tmp
     command = [sys.executable, "-m", "kt.plan", "--directory", tmp_path]
     done = running.run(*command, "results/data/images/report.json", *options)
     assert done.returncode == 0, running.output(done)
-    assert re.search(r"^ingest +1 +0 +1 +\d+ s +\d+ s +0.6 MB +probe 1$", done.stdout, re.M)
+    assert re.search(r"^ingest +1 +0 +1 +\d+ s +\d+ s +0.1 MB +probe 1$", done.stdout, re.M)
     kept = json.loads((tmp_path / plan.KEPT).read_text())
     assert kept.keys() == {"ingest/images"} and kept["ingest/images"]["by"] == "probe"
     done = running.run(*command, *options, "clusters=none")
     assert done.returncode == 2 and "clusters" in done.stderr
+
+
+def test_own_pictures_count_as_many_as_there_are(jobs, tmp_path):
+    (job,) = (job for job in jobs if job.rule == "ingest")
+    settings = json.loads(job.options["dataset"]) | {"unlabelled": 10000, "labelled": None}
+    place = drawing.write_folder(drawing.tree(30, 20, 10), tmp_path / "all")
+    without = drawing.write_folder(drawing.tree(0, 20, 10), tmp_path / "no pool")
+    classes = len(drawing.CLASSES)
+    for path, unlabelled, numbers in (
+        (place, 10000, (30, 20, 10)), (place, 25, (25 / classes, 20, 10)),
+        (without, None, (10, 10, 10)),
+    ):  # fmt: skip
+        given = settings | {"path": str(path), "unlabelled": unlabelled, "test": None}
+        counted = plan._counted(job._replace(options=job.options | {"dataset": json.dumps(given)}))
+        found = json.loads(counted.options["dataset"])
+        assert [found[name] for name in ("unlabelled", "labelled", "test")] == [
+            round(classes * number) for number in numbers
+        ]
 
 
 def test_a_plan_runs_the_files_of_code_that_the_configuration_names(
@@ -363,7 +381,7 @@ def test_a_plan_runs_the_files_of_code_that_the_configuration_names(
     assert lines[0].startswith("step") and "nothing" not in "".join(lines)
     assert "GPU" in lines[-1]
     kept = json.loads((folder / plan.KEPT).read_text())
-    assert kept["pretext_train/deep-s0"]["seconds"] == pytest.approx(120.0)
+    assert kept["pretext_train/deep-s0"]["seconds"] == pytest.approx(36.0)  # as many pictures
     assert kept["pretext_train/deep-s0"]["log"] == "results/teachers/deep/s0/log.jsonl"
 
 

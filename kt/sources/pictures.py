@@ -69,10 +69,16 @@ def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
         )
     if where.is_dir() and tars.are_at(where):
         return tars.count(where, enough)
+    counts = by_split(path)
+    return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
+
+
+def by_split(path: str) -> Counter[str]:
+    """Counts the pictures of a folder or an archive that is no tar shard, by split and by names."""
+    where = Path(path)
     files = (folder if where.is_dir() else archive).files
     listed = tree.entries(lambda: files(where), MAX_PIXELS, path)
-    counts = Counter(entry.split for entry in listed if entry.usable)
-    return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
+    return Counter(entry.split for entry in listed if entry.usable)
 
 
 def unread(path: str) -> str:
