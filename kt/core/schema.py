@@ -218,7 +218,7 @@ class Target(Settings):
     backbone: Annotated[Plugin, Field(description="plug-in and options")]
     task: Annotated[Plugin, Field(description="a label task, with its augmentation")]
     training: Annotated[Training, Field(description="on pseudo-labels, and for `supervised`")]
-    supervised: Annotated[bool, Field(description="also train it on the true labels, the bound")]
+    supervised: Annotated[bool, Field(description="also train it on the true labels")]
 
 
 def _as_list(value):
