@@ -260,11 +260,13 @@ def plain_summary(comparisons, models, page: Path, remarks: Sequence[str] = ()) 
             "train one"
         )
         parts.append(verdict.plain_table(comparison.columns, comparison.arms))
-        parts += verdict.wrapped([*verdict.sentences(comparison), verdict.scope(comparison)])
+        parts += verdict.wrapped(
+            [*verdict.sentences(comparison), verdict.scope(comparison), *remarks]
+        )
+        remarks = ()  # once
         if file := backbone_file(comparison, models):
             parts.append(f"backbone  {file}")
         parts += [f"better    {path}  ({arm})" for arm, path in better_files(comparison, models)]
-    parts += verdict.wrapped(remarks)
     return "\n\n".join([*parts, f"report    {page}"]) + "\n"
 
 

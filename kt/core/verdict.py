@@ -117,6 +117,8 @@ def sentences(comparison: Comparison) -> list[str]:
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
     gaps = comparison.differences[order[0]]
     main = [gap for gap in gaps if gap.control in MAIN or gap in rivals(gaps)] or gaps
+    if {gap.outcome for gap in gaps} == {"unjudged"}:
+        main = gaps
     rest = [gap for gap in gaps if gap not in main]
     return [
         _sentence(f"On these images {subject}", order[0], main),
