@@ -126,8 +126,8 @@ def test_one_seed_with_test_images_says_what_its_interval_covers():
     found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
     comparison = summary.compare(found, ["knn"])
     assert "over the draw of the test images alone." in verdict.scope(comparison)
-    (said,) = verdict.sentences(comparison)
-    assert "is not judged against direct (20.0" in said and "±" in said and "beats" not in said
+    main, said = verdict.sentences(comparison)
+    assert "is not judged" in main and "transfer minus direct 20.0" in said and "±" in said
 
 
 def test_the_report_says_which_intervals_are_over_seeds_alone():
@@ -362,7 +362,8 @@ def test_a_single_seed_beside_others_is_not_judged():
 def test_one_seed_alone_is_not_judged_and_says_what_to_do():
     comparison = summary.compare(run_of({"transfer": [0.8], "direct": [0.7]}), ["knn"])
     assert verdict.sentences(comparison) == [
-        "On these images transfer is not judged against direct (10.0 points of k-NN top-1)."
+        "On these images transfer is not judged against the other arms.",
+        "Points of k-NN top-1, transfer minus direct 10.0.",
     ]
     said = verdict.scope(comparison)
     assert said.startswith("One seed") and said.endswith("Give seeds=3.")

@@ -116,15 +116,22 @@ def sentences(comparison: Comparison) -> list[str]:
     subject = f"transfer ({ours.about})" if ours.about else "transfer"
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
     gaps = comparison.differences[order[0]]
+    if {gap.outcome for gaps in comparison.differences.values() for gap in gaps} == {"unjudged"}:
+        said = [_gaps(column, comparison.differences[column]) for column in order]
+        return [f"On these images {subject} is not judged against the other arms.", *said]
     main = [gap for gap in gaps if gap.control in MAIN or gap in rivals(gaps)] or gaps
-    if {gap.outcome for gap in gaps} == {"unjudged"}:
-        main = gaps
     rest = [gap for gap in gaps if gap not in main]
     return [
         _sentence(f"On these images {subject}", order[0], main),
         *([_sentence("Against the other arms it", order[0], rest)] if rest else []),
         *(_sentence("Transfer", c, comparison.differences[c]) for c in order[1:]),
     ]
+
+
+def _gaps(column: Column, gaps: Sequence[Difference]) -> str:
+    """Says how far transfer is from each control, without a judgement."""
+    parts = [f"{EXPLAINED.get(gap.control, gap.control)} {spread(gap.interval)}" for gap in gaps]
+    return f"Points of {long_title(column)}, transfer minus {_enumerate(parts)}."
 
 
 def rivals(gaps: Sequence[Difference]) -> list[Difference]:
