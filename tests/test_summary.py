@@ -173,7 +173,7 @@ def test_a_layer_is_chosen_by_held_out_pictures_of_voc_and_arms_are_compared_by_
     assert (cell.layer, cell.interval.mean) == ("conv1", 0.3)
     (column, gaps), *others = comparison.differences.items()
     assert (column.metric, gaps[0].control, others) == ("map_11", "direct", [])
-    assert "points of VOC07 cls mAP" in verdict.sentences(comparison)[0]
+    assert "Points of VOC07 cls mAP" in verdict.sentences(comparison)[1]
     assert comparison.rule == ""  # no model is chosen by it
 
 
