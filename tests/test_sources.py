@@ -107,7 +107,7 @@ def test_other_names_count_only_for_a_train_and_a_test_together(tmp_path):
 
 
 def test_splits_that_other_pictures_stand_beside_are_told(tmp_path, caplog):
-    files = {f"v1/{name}": payload for name, payload in tree(1, 1, 1).items()}
+    files = {f"v1/{name.capitalize()}": payload for name, payload in tree(1, 1, 1).items()}
     found = listed(write_folder(files | {"preview.jpg": PNG}, tmp_path))
     assert {split for split, _ in found.values()} == {POOL}
     assert "folders train and test further down" in caplog.text

@@ -140,14 +140,15 @@ def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
         if found == (False, ""):
             folders.add(parts[:-1])
             hashes.append(hash(clean("/".join(parts))))
-        refused[found[1]] += bool(found[1])
+        # Sizes differ from file to file, and there may be millions.
+        refused["too large" if " bytes, more than " in found[1] else found[1]] += bool(found[1])
     pictures = [(*folder, "picture") for folder in sorted(folders)]
     depth = _common_depth(pictures)
     splits = _splits({parts[depth] for parts in pictures if len(parts) > depth + 1})
     if splits:
         found = [(splits.get(top, ""), *rest) for top, *rest in (one[depth:] for one in pictures)]
         _check_classes(found, where + refusals(refused))
-    elif _splits({name for folder in folders for name in folder}).keys() >= {TRAIN, TEST}:
+    elif {TRAIN, TEST} <= {*_splits({name for folder in folders for name in folder}).values()}:
         log.warning(
             "%s: there are folders train and test further down, which are not taken for splits: "
             "other pictures stand beside or above them", where
