@@ -11,7 +11,12 @@ from kt.core import charts, summary, verdict
 from kt.core.intervals import TIE, Interval, outcome
 from kt.core.records import ARMS, RIGHT, Column, Record, grouped
 
-WORDS = {"beats": "holds", "behind": "does not hold", "tie": "not settled", "unjudged": "too few images"}
+WORDS = {
+    "beats": "holds",
+    "behind": "does not hold",
+    "tie": "not settled",
+    "unjudged": "too few images",
+}
 VERBS = {"beats": "ahead", "behind": "behind"}
 SHOWN = ("knn", "linear", "finetune")
 VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
@@ -157,9 +162,9 @@ def said(gap: Interval, equal: bool) -> str:
     """Says whether a claim holds: that there is a gap or, with `equal`, that there is none."""
     if gap.n == 1:
         return "one seed alone"
-    if gap.images and abs(gap.mean) + gap.half <= TIE:
-        return WORDS["beats"] if equal else "no difference"
     found = outcome(gap)
+    if found != "unjudged" and gap.images and abs(gap.mean) + gap.half <= TIE:
+        return WORDS["beats"] if equal else "no difference"
     clear = found in ("beats", "behind")
     word = f"does not hold, it is {VERBS[found]}" if equal and clear else WORDS[found]
     return f"{word}, over seeds alone" if clear and not gap.images else word

@@ -145,9 +145,15 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
     if not len(ranked[pool]):
         number = share(len(ranked[train]), dataset)
-        kept, others = _one_of_each(ranked[train], listed)  # for a rare class keeps a label
-        parts = itertools.chain([kept], spill.parts(others[number:]))
-        ranked[pool], ranked[train] = others[:number], spill.stored(listed.folder, np.int64, parts)
+        whole = ranked[train]
+        ranked[pool], ranked[train] = whole[:number], whole[number:]
+        rare = _lacking(whole, ranked[train][: dataset.labelled], listed)
+        if len(rare):
+            blocks = (part[~np.isin(part, rare)] for part in spill.parts(whole))
+            others = spill.stored(listed.folder, np.int64, blocks)
+            ranked[pool] = others[:number]
+            parts = itertools.chain([rare], spill.parts(others[number:]))
+            ranked[train] = spill.stored(listed.folder, np.int64, parts)
     limits = (dataset.unlabelled, dataset.labelled, dataset.test)
     chosen = np.full(len(splits), -1, np.int8)
     for number, limit in enumerate(limits):
@@ -155,15 +161,15 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
     return chosen
 
 
-def _one_of_each(order: np.ndarray, listed: Listing) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the last row of each class out of an order; gives these and the others."""
+def _lacking(train: np.ndarray, labelled: np.ndarray, listed: Listing) -> np.ndarray:
+    """Gives a row of each class of train, (n,) int64, that has none among those with labels."""
     labels, last = listed.columns["label"], np.full(len(listed.classes), -1)
-    for part in spill.parts(order):
+    for part in spill.parts(train):
         known = part[labels[part] >= 0]
         last[labels[known]] = known  # of several the last one counts
-    kept = np.sort(last[last >= 0])
-    others = (part[~np.isin(part, kept)] for part in spill.parts(order))
-    return kept, spill.stored(listed.folder, np.int64, others)
+    for part in spill.parts(labelled):
+        last[labels[part][labels[part] >= 0]] = -1
+    return np.sort(last[last >= 0])
 
 
 def share(train: int, dataset: config.Dataset) -> int:

@@ -42,6 +42,7 @@ RULES = (
 ).split()
 ON_GPU = ("pretext_train", "choose", "features_part", "features", "target_train", "evaluate")
 KEPT = Path("results/plan.json")
+REPORT = "report.json"  # of a data set that is packed
 OWN = ("pictures", "folder", "archive")  # sources whose pictures are quickly counted
 
 
@@ -160,10 +161,10 @@ def _job(words: list[str]) -> Job:
 
 def _counted(job: Job) -> Job:
     """Lowers the limits of a set of own pictures to what is there, by the names of the files."""
-    if job.rule.removesuffix("_part") != "ingest":
+    if job.rule.removesuffix("_part") != "ingest" or Path(job.options["output"], REPORT).exists():
         return job
     dataset = config.check(config.Dataset, json.loads(job.options["dataset"]))
-    counts = _pictures(dataset.path) if dataset.source in OWN else {}
+    counts = {**_pictures(dataset.path)} if dataset.source in OWN else {}
     if not counts:
         return job
     if not counts[POOL]:
@@ -176,6 +177,7 @@ def _counted(job: Job) -> Job:
     return job._replace(options=job.options | {"dataset": text})
 
 
+@functools.cache
 def _pictures(path: str | None) -> dict[str, int]:
     """Counts the pictures at a path by split; nothing of tar shards, which are slow to read."""
     if not path or not Path(path).exists() or tars.are_at(Path(path)):

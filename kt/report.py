@@ -237,7 +237,7 @@ def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[s
     found = []
     if (effort := settings.get("effort") or 1) < 1:
         found.append(f"A look: effort {effort:g} trains for that share of the epochs.")
-    judged_on = data.get(settings.get("use", {}).get("evaluate"), {})
+    judged_on = data.get((settings.get("use") or {}).get("evaluate"), {})
     classes = ((judged_on.get("splits") or {}).get("test") or {}).get("classes")
     numbers = list(classes.values()) if isinstance(classes, dict) else []
     if len(numbers) > 1 and max(numbers) > UNEVEN * sum(numbers) / len(numbers):

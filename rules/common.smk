@@ -5,10 +5,10 @@ import fcntl
 import gc
 import json
 import os
-import platform
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 gc.freeze()  # Snakemake's modules stay; to look through them for garbage took 0.05 s
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from kt import config as schema
 from kt import workflow as plan
-from kt.core import lessons
+from kt.core import lessons, lock
 from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
 from kt.sources.pictures import changed_since, count_pictures, has_labels, unread
@@ -99,38 +99,36 @@ def overlays():
 
 def _absolute(path):
     """Makes a path absolute against the folder the user stands in, --directory or not."""
-    return Path(os.path.normpath(Path(STARTED_IN) / Path(path).expanduser()))
+    return Path(STARTED_IN) / Path(path).expanduser()
 
 
 def lift_stale_lock():
     """Takes away the lock that a killed run left behind; a run that lives keeps its own.
 
     Snakemake's lock is a file and outlives its process. A shared lock of the kernel does not: where
-    it can be had alone, no other run is alive, unless on another machine that locks do not reach;
-    then Snakemake refuses, and the user decides. The file stays open, and locked, to the end.
+    it can be had alone, no other run is alive, unless on another machine that locks do not reach,
+    which shows signs of life. The file stays open, and locked, to the end.
     """
-    folder = Path(".snakemake")
+    path = Path(".snakemake/kt.lock")
     try:
-        folder.mkdir(exist_ok=True)
-        file = open(folder / "kt.lock", "a+")
+        path.parent.mkdir(exist_ok=True)
+        file = open(path, "a+b", buffering=0)
     except OSError as error:
-        print(f"error: {folder.absolute()} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"error: {path.absolute()} cannot be written: {error.strerror}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(4)
+    stale = list(Path(".snakemake/locks").glob("*.lock"))
     with contextlib.suppress(OSError):  # another run is alive, or the file system has no locks
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.seek(0)
-        owner = file.read()
-        for stale in (folder / "locks").glob("*.lock"):
-            if owner not in ("", platform.node()):  # some file systems lock on one machine only
-                print(f"a run on {owner} may be at work here; see there first", file=sys.stderr)
-                break
-            print(f"taking away the lock of a run that was killed: {stale}", file=sys.stderr)
-            stale.unlink(missing_ok=True)
+        owner = lock.owner_of(file)
+        if stale and lock.lives(path, owner, True):
+            print(f"{owner.get('who')} is at work here", file=sys.stderr)  # Snakemake refuses
         else:
-            file.truncate(0)
-            file.write(platform.node())
-            file.flush()
+            for one in stale:
+                print(f"taking away the lock of a run that was killed: {one}", file=sys.stderr)
+                one.unlink(missing_ok=True)
+            lock.write(file, lock.me())
+            threading.Thread(target=lock.beat, args=(file, threading.Event()), daemon=True).start()
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
     return file

@@ -106,14 +106,13 @@ def planned():
     Of those that ran before, and of trainings: what a probe says leaves out parts of the others, and
     may be of another machine, from which trainings recover.
     """
-    found = {}
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(Path("results/plan.json").read_text())
-    return {
-        name: cost["seconds"]
-        for name, cost in found.items()
-        if cost and (cost["by"] == "an earlier run" or "_train/" in name)
-    }
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {
+            name: cost["seconds"]
+            for name, cost in json.loads(Path("results/plan.json").read_text()).items()
+            if cost and (cost["by"] == "an earlier run" or "_train/" in name)
+        }
+    return {}
 
 
 def parts_of(wildcards, part, whole):

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import sys
+import threading
 
 import drawing
 import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, jobs, output, overlay, run, workflow
 
+from kt.core import lock
 from kt.plan import KEPT
 
 pytestmark = pytest.mark.timeout(600)
@@ -180,6 +182,23 @@ def test_pictures_that_came_after_they_were_packed_are_told(place):
     assert "--forcerun ingest" not in output(workflow(folder, path, "-n"))
     os.utime(report, (0, 0))
     assert f"renamed in {path} after" in output(workflow(folder, path, "-n"))
+
+
+def test_the_lock_of_a_run_on_another_machine_stands_while_it_shows_life(place):
+    folder = place / "elsewhere"
+    (folder / ".snakemake/locks").mkdir(parents=True)
+    (folder / ".snakemake/locks/0.input.lock").touch()
+    path = folder / ".snakemake/kt.lock"
+    path.write_text(json.dumps({"who": "process 7 on node9", "host": "node9"}))
+    over = threading.Event()
+    with open(path) as file:  # whose lock does not reach here
+        beat = threading.Thread(target=lock.beat, args=(file, over))
+        beat.start()
+        done = workflow(folder, place / "pictures", "--lint")
+    over.set()
+    beat.join()
+    assert "process 7 on node9 is at work here" in output(done)
+    assert (folder / ".snakemake/locks/0.input.lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said(place):

@@ -12,10 +12,11 @@ from drawing import CLASSES, encoded, label_of, picture, tree, write_folder, wri
 from PIL import Image
 
 from kt import config, ingest
-from kt.core import images, table
+from kt.core import images, listing, table
 from kt.core.entries import POOL, SPLITS, TEST, TRAIN
 from kt.core.parts import WHOLE
 from kt.core.step import DataError, ResourceError
+from kt.sources import pictures as sources
 
 DEFAULTS = {
     "source": "pictures",
@@ -30,10 +31,19 @@ DEFAULTS = {
 }
 
 
+def dataset(path, **changes) -> config.Dataset:
+    return config.Dataset(**(DEFAULTS | {"path": str(path)} | changes))
+
+
 def pack(path, output, seed=0, state=None, **changes) -> dict:
     """Runs the step in this process and gives its report."""
-    dataset = config.Dataset(**(DEFAULTS | {"path": str(path)} | changes))
-    options = {"dataset": dataset, "seed": seed, "state": state, "part": WHOLE, "threads": 2}
+    options = {
+        "dataset": dataset(path, **changes),
+        "seed": seed,
+        "state": state,
+        "part": WHOLE,
+        "threads": 2,
+    }
     ingest.run(SimpleNamespace(output=output, **options))
     return json.loads((output / "report.json").read_text())
 
@@ -206,6 +216,15 @@ def test_a_rare_class_keeps_a_label_where_the_pool_is_drawn_from_train(tmp_path,
         pack(tmp_path / "pictures", out, seed, labelled=labelled)
         truth = images.read_labels(out / f"{TRAIN}-labels.h5")
         assert {truth.classes[label] for label in truth.labels} == {*CLASSES, "rare"}
+
+
+def test_where_no_class_is_rare_pool_and_labels_are_the_first_of_the_draw(tmp_path, out):
+    write_folder(tree(0, 12, 4), tmp_path / "pictures")
+    pack(tmp_path / "pictures", out, labelled=12, unlabelled=20)
+    found = sources.entries(dataset(tmp_path / "pictures"))
+    listed = listing.create((entry for entry in found if entry.split == TRAIN), tmp_path, 0)
+    drawn = [listed.key(row) for row in listed.in_drawn_order()]
+    assert keys(out)[POOL] == sorted(drawn[:20]) and keys(out)[TRAIN] == sorted(drawn[20:32])
 
 
 def test_a_pool_of_nearly_one_grey_is_warned_of(tmp_path, out, caplog):

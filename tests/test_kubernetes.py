@@ -59,7 +59,10 @@ def training(folder: Path):
     log, env = folder.parent / "driver.log", environment(ROOT) | {"KT_SAVE_SECONDS": "0.5"}
     with open(log, "w") as file:
         wanted = command(folder, MODEL, files=[slowly(folder, 30, 0.15)])
-        driver = subprocess.Popen(wanted, cwd=ROOT, env=env, stdout=file, stderr=file)
+        driver = subprocess.Popen(
+            wanted, cwd=ROOT, env=env, stdout=file, stderr=file,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # not so in `&`
+        )  # fmt: skip
     try:
         wait(lambda: list(folder.glob("results/state/deep-s0-*/**/*.state")), 200, log)
         yield driver, log

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kt.core import parallel, training
+from kt.core import launch, parallel, training
 from kt.core.step import ConfigError
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def alone(folder, kind):
 def outcome(folder):
     weights = torch.load(folder / "weights.pt", weights_only=True)
     records = json.loads((folder / "records.json").read_text())
-    return weights, [row["loss"] for row in records]
+    return weights, [row["loss"] for row in records], [row["top1"] for row in records]
 
 
 def rows(folder, *ranks):
@@ -56,6 +56,7 @@ def assert_alike(found, expected):
     for name, value in expected[0].items():
         assert torch.allclose(found[0][name].float(), value.float(), atol=2e-5), name
     assert found[1] == pytest.approx(expected[1], abs=1e-5)
+    assert found[2] == pytest.approx(expected[2], abs=0.01)
 
 
 @pytest.mark.slow
@@ -178,3 +179,14 @@ def test_a_norm_that_cannot_see_all_processes_is_refused_by_name(monkeypatch, no
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"0 is a {type(norm).__name__}"):
         parallel.synchronise(nn.Sequential(norm), 4)
+
+
+def test_a_node_that_ended_well_does_not_hide_the_code_of_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv(launch.CODES, str(tmp_path))
+    for number, code, ends in (("0", 4, 4), ("1", 0, 0), ("2", 75, 0)):
+        monkeypatch.setenv("SLURM_NODEID", number)
+        monkeypatch.setattr(launch, "launch", lambda arguments, code=code: code)
+        with pytest.raises(SystemExit) as ended:
+            launch.launch_here(None)
+        assert ended.value.code == ends
+    assert sorted(path.read_text() for path in tmp_path.glob("*.code")) == ["4", "75"]

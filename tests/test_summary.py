@@ -39,6 +39,10 @@ def test_the_quantiles_are_those_of_students_t():
     stats = pytest.importorskip("scipy.stats")
     expected = stats.t.ppf(0.975, np.arange(1, 31))
     assert np.abs(np.array(T_95) - expected).max() < 6e-4
+    for number in (32, 40, 1000):  # beyond the table: the error of one among zeros
+        values = np.eye(number)[0]
+        half = stats.t.ppf(0.975, number - 1) * values.std(ddof=1) / number**0.5
+        assert interval(values).half == pytest.approx(half, rel=3e-4)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=80))
@@ -367,6 +371,16 @@ def test_one_seed_alone_is_not_judged_and_says_what_to_do():
     ]
     said = verdict.scope(comparison)
     assert said.startswith("One seed") and said.endswith("Give seeds=3.")
+
+
+def test_scores_that_no_image_is_right_for_are_not_judged_on_a_handful_either():
+    found = [
+        record(arm, value, seed) | {"n": 40}
+        for arm, value in (("transfer", 0.8), ("direct", 0.4))
+        for seed in range(3)
+    ]
+    (gap,) = summary.compare(found, ["knn"]).differences[KNN]
+    assert gap.interval.images == 0 and gap.outcome == "unjudged"
 
 
 def test_a_handful_of_test_images_is_not_judged():

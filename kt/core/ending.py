@@ -63,7 +63,8 @@ DISK_TEXT = re.compile(r"no space left|disk quota|file too large|read-only file 
 MEMORY_TEXT = re.compile(
     r"out of memory|not enough memory|bad_alloc|failed to map segment|can't start new thread"
     r"|(can't|cannot|could not|unable to|failed to|couldn't) allocate|memory allocation failed"
-    r"|std::length_error|no more memory|/dev/shm|status_alloc_failed|unable to find an engine",
+    r"|std::length_error|no more memory|creating shared memory|status_alloc_failed"
+    r"|unable to find an engine",
     re.I,
 )
 ACCELERATOR_TEXT = re.compile(

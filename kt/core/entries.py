@@ -140,8 +140,7 @@ def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
         if found == (False, ""):
             folders.add(parts[:-1])
             hashes.append(hash(clean("/".join(parts))))
-        # Sizes differ from file to file, and there may be millions.
-        refused["too large" if " bytes, more than " in found[1] else found[1]] += bool(found[1])
+        refused[kind_of(found[1])] += bool(found[1])
     pictures = [(*folder, "picture") for folder in sorted(folders)]
     depth = _common_depth(pictures)
     splits = _splits({parts[depth] for parts in pictures if len(parts) > depth + 1})
@@ -169,6 +168,11 @@ def _splits(folders: set[str]) -> dict[str, str]:
         elif names := [name for word in words for name in named.get(word, [])]:
             found[names[0]] = split
     return found if {TRAIN, TEST} <= {*found.values()} else exact
+
+
+def kind_of(reason: str) -> str:
+    """Gives a reason without what differs from file to file: there may be millions."""
+    return "too large" if " bytes, more than " in reason else reason.partition(": '")[0]
 
 
 def refusals(reasons: Counter) -> str:

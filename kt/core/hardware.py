@@ -64,10 +64,11 @@ def _check_that_none_is_missed() -> None:
         "driver 580 or newer, and `python -c 'import torch; torch.cuda.init()'` says more); "
         "install a build for the driver that is there, or set KT_DEVICE=cpu to compute on the CPU"
     )
-    if seen or os.environ.get("SLURM_JOB_GPUS"):
+    there = os.path.exists("/dev/nvidiactl")
+    if os.environ.get("SLURM_JOB_GPUS") or (seen and there):
         raise ResourceError(f"a GPU was given to this process, but {problem}")
-    if os.path.exists("/dev/nvidiactl"):
-        log.warning("there is a GPU, but %s", problem)
+    if seen or there:  # a variable alone may be left over
+        log.warning("a GPU is spoken of, but %s", problem)
 
 
 @functools.cache
@@ -77,8 +78,7 @@ def _claimed() -> int:
     The claim is a lock that goes with the process. Where all are taken, one is shared, but by two
     processes of one training only if they are more than there are GPUs: NCCL refuses that.
     """
-    torch.cuda.init()  # before it GPUs are counted that a process cannot have, such as MIG's parts
-    known = [number for number in range(torch.cuda.device_count()) if _is_known(number)]
+    known = known_gpus()
     if not known:
         raise ResourceError(
             f"PyTorch {torch.__version__} was not built for {torch.cuda.get_device_name(0)}, only "
@@ -92,6 +92,12 @@ def _claimed() -> int:
         chosen = _choose(names, first)
     torch.cuda.set_device(known[chosen])
     return known[chosen]
+
+
+def known_gpus() -> list[int]:
+    """Lists the GPUs of this process that PyTorch was built for."""
+    torch.cuda.init()  # before it GPUs are counted that a process cannot have, such as MIG's parts
+    return [number for number in range(torch.cuda.device_count()) if _is_known(number)]
 
 
 def _is_known(number: int) -> bool:

@@ -70,18 +70,25 @@ def _half(deviation: float, number: int) -> float:
     if freedom <= len(T_95):
         quantile = T_95[freedom - 1]
     else:  # the first terms of t's expansion around the normal distribution
-        quantile = NORMAL_95 + (NORMAL_95**3 + NORMAL_95) / (4 * freedom)
+        z = NORMAL_95
+        quantile = (
+            z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        )
     return quantile * deviation / number**0.5
 
 
-def outcome(gap: Interval) -> str:
+def outcome(gap: Interval, images: int = 0) -> str:
     """Says `beats`, `tie` or `behind`; clear is what passes the interval and two points.
 
     `unjudged` are gaps of one seed, whose interval knows nothing of another training, or of very
     few test images, whose spread is not known itself. The interval holds the teacher fixed; two
     points stand for the noise of training it again.
+
+    Args:
+        gap: Of two arms.
+        images: Of the test, where the interval does not know; 0: nobody does.
     """
-    if gap.n < FEWEST_SEEDS or 0 < gap.images < FEWEST_IMAGES:
+    if gap.n < FEWEST_SEEDS or 0 < (gap.images or images) < FEWEST_IMAGES:
         return "unjudged"
     if abs(gap.mean) <= max(TIE, gap.half or 0.0):
         return "tie"

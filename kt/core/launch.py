@@ -64,7 +64,8 @@ def launch_here(arguments) -> None:
     still be writing their state.
     """
     code = launch(arguments)
-    report_out(code)
+    if code:
+        report_out(code)
     sys.exit(0 if code == ending.Interrupted.exit_code else code)
 
 

@@ -79,10 +79,10 @@ def sole_writer(output: Path, work: list[str]) -> Iterator[bool]:
     over = threading.Event()
     try:
         if not done:
-            threading.Thread(target=_beat, args=(file, over), daemon=True).start()
+            threading.Thread(target=beat, args=(file, over), daemon=True).start()
         yield not done
         if not done:  # for those who wait for this file, which is gone then
-            _write(file, {**_me(), "done": work})
+            write(file, {**me(), "done": work})
     finally:
         over.set()
         if not done:
@@ -101,8 +101,8 @@ def _wait(path: Path, output: Path, work: list[str]):
     file = open(path, "a+b", buffering=0)
     while True:
         locked = _lock(file)
-        owner = _owner(file)
-        if locked is False or _lives(path, owner, bool(locked)):
+        owner = owner_of(file)
+        if locked is False or lives(path, owner, bool(locked)):
             if not waited:
                 who = owner.get("who", "another process")
                 log.info("%s: waiting for %s, who is at it already", output, who)
@@ -120,10 +120,10 @@ def _wait(path: Path, output: Path, work: list[str]):
         if waited and owner.get("done") == work and output.exists():
             return file, True
         if _is(path, file):
-            _write(file, _me())
+            write(file, me())
             if owner and not locked:  # others may have waited for the same one
                 time.sleep(BEAT)
-            if locked or _owner(file) == _me():
+            if locked or owner_of(file) == me():
                 return file, False
         else:  # its owner took it away
             file.close()
@@ -141,7 +141,7 @@ def _lock(file) -> bool | None:
     return True
 
 
-def _lives(path: Path, owner: dict, locked: bool) -> bool:
+def lives(path: Path, owner: dict, locked: bool) -> bool:
     """Says whether the owner that a file names lives, although its lock may be had.
 
     On this machine it cannot. Of others signs count only when seen to change: clocks differ.
@@ -169,7 +169,8 @@ def _is(path: Path, file) -> bool:
     return False
 
 
-def _owner(file) -> dict:
+def owner_of(file) -> dict:
+    """Reads who has a lock file, as `me` says it; nothing where nobody was known to."""
     with contextlib.suppress(OSError, ValueError):
         file.seek(0)
         found = json.loads(file.read())
@@ -177,19 +178,22 @@ def _owner(file) -> dict:
     return {}
 
 
-def _write(file, content: dict) -> None:
+def write(file, content: dict) -> None:
+    """Writes who has a lock file."""
     with contextlib.suppress(OSError):  # a full disk; the kernel's lock holds
         file.truncate(0)
         file.write(json.dumps(content).encode())
 
 
-def _beat(file, over: threading.Event) -> None:
+def beat(file, over: threading.Event) -> None:
+    """Shows signs of life at a lock file until it is over."""
     while not over.wait(BEAT):
         with contextlib.suppress(OSError, ValueError):
             os.utime(file.fileno())
 
 
-def _me() -> dict:
+def me() -> dict:
+    """Says who this process is, and where."""
     return {"who": _who(), "host": platform.node()}
 
 

@@ -45,7 +45,7 @@ def connect() -> None:
     if where.type != "cuda":
         distributed.init_process_group("gloo", timeout=TIMEOUT)
         return
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(hardware.known_gpus())
     if here > gpus:
         raise ConfigError(f"processes: expected one a GPU at most, found {here} for {gpus} GPUs")
     distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=where)
@@ -121,9 +121,9 @@ class _Total(torch.autograd.Function):
 def standardised(values: Tensor) -> Tensor:
     """Gives rows (B, E) with mean 0 and variance 1 over the batch of all processes, or as zeros.
 
-    Where no gradient is taken each process has all rows itself.
+    Where gradients are switched off, in validation, each process has all rows itself.
     """
-    shared = size() if values.requires_grad else 1
+    shared = size() if torch.is_grad_enabled() else 1
     if len(values) * shared == 1:  # has no variance
         return torch.zeros_like(values)
     if shared == 1:

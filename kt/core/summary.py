@@ -252,7 +252,10 @@ def _differences(records, columns, chosen) -> dict[Column, list[Difference]]:
         pairs = (
             (arm, paired(arms["transfer"], arms[arm], column)) for arm in CONTROLS if arm in arms
         )
-        found[column] = [Difference(arm, gap, outcome(gap)) for arm, gap in pairs if gap]
+        images = min(
+            (r.get("n") or 0 for r in arms["transfer"] if column_of(r) == column), default=0
+        )
+        found[column] = [Difference(arm, gap, outcome(gap, images)) for arm, gap in pairs if gap]
     return {column: gaps for column, gaps in found.items() if gaps}
 
 

@@ -20,6 +20,7 @@ from kt.core.step import ConfigError, DataError
 from kt.sources import archive, folder, tars
 
 PATIENCE = 2.0  # seconds
+MOST_REASONS = 20
 MAX_PIXELS = 100_000_000  # for counting alone, nothing is decoded
 
 
@@ -88,10 +89,12 @@ def unread(path: str) -> str:
         return ""
     files, reasons = (folder if where.is_dir() else archive).files, Counter()
     for entry in tree.entries(lambda: files(where), MAX_PIXELS, path):
-        ending = Path(entry.key).suffix.lower()
-        reasons[
-            entry.refused or f"no pictures that are known, {ending or 'without an ending'}"
-        ] += not entry.usable
+        why = tree.kind_of(entry.refused)
+        if entry.ignored:
+            ending = Path(entry.key).suffix.lower() or "without an ending"
+            why = f"no pictures that are known, {ending}"
+            why = why if why in reasons or len(reasons) < MOST_REASONS else "of other endings"
+        reasons[why] += not entry.usable
     return tree.refusals(reasons) + tars.unread(where)
 
 
@@ -106,13 +109,21 @@ def changed_since(path: str, when: float) -> bool:
     """
     if not os.path.isdir(path):
         return os.path.exists(path) and os.stat(path).st_mtime > when
-    until = time.monotonic() + PATIENCE
-    for place, _, names in os.walk(path):
-        looked = [place, *(os.path.join(place, name) for name in names if name.endswith(".tar"))]
-        if any(os.stat(one).st_mtime > when for one in looked if os.path.exists(one)):
+    until, waiting = time.monotonic() + PATIENCE, [path]
+    while waiting:
+        place = waiting.pop()
+        if os.stat(place).st_mtime > when:
             return True
-        if time.monotonic() > until:
-            break
+        for entry in os.scandir(place):
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name[0] != "." and os.path.abspath(entry.path) != os.path.abspath(
+                    "results"
+                ):
+                    waiting.append(entry.path)
+            elif entry.name.endswith(".tar") and entry.stat().st_mtime > when:
+                return True
+            if time.monotonic() > until:
+                return False
     return False
 
 
