@@ -70,6 +70,16 @@ def place(name: str) -> str:
     return {"ingest": "data"}.get(name, name) + suffix.get(name, "")
 
 
+def made(tmp_path_factory) -> Path:
+    """Gives the folder of what every step made, once for the tests of a process."""
+    folder = tmp_path_factory.getbasetemp() / "stages"
+    if not (folder / "whole").exists():
+        folder.mkdir(exist_ok=True)
+        make(folder)
+        (folder / "whole").touch()
+    return folder
+
+
 def make(folder: Path) -> Path:
     """Draws pictures and runs every step once; gives the folder with all that they made."""
     drawing.write_folder(drawing.tree(14, 4, 4), folder / "pictures")

@@ -74,10 +74,7 @@ def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", stages.TRAININGS)
 def test_a_whole_step_by_two_processes_makes_what_one_makes(tmp_path_factory, name):
-    made = tmp_path_factory.getbasetemp() / "stages"
-    if not made.exists():
-        made.mkdir()
-        stages.make(made)
+    made = stages.made(tmp_path_factory)
     done = running.run(
         sys.executable, "-m", f"kt.{name}", *stages.options(name, made, made / "two"),
         "--processes", 2, "--log", made / "log.txt",

@@ -125,10 +125,7 @@ def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupte
 @pytest.mark.slow
 @pytest.mark.parametrize("name", stages.TRAININGS)
 def test_a_job_that_is_sent_twice_goes_on_from_the_end_of_the_first(tmp_path_factory, name):
-    made = tmp_path_factory.getbasetemp() / "stages"
-    if not made.exists():
-        made.mkdir()
-        stages.make(made)
+    made = stages.made(tmp_path_factory)
     output, state = tmp_path_factory.mktemp("twice") / "model", tmp_path_factory.mktemp("state")
     command = [sys.executable, "-m", f"kt.{name}", *stages.options(name, made, output, epochs=3)]
     command += ["--state", state / "it"]
