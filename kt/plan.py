@@ -172,7 +172,7 @@ def _counted(job: Job) -> Job:
         counts[TRAIN] -= counts[POOL]
     limits = {limit: getattr(dataset, limit) for limit in LIMITS.values()}
     there = {limit: counts[split] for split, limit in LIMITS.items()}
-    found = {name: min(there[name], limit or there[name]) for name, limit in limits.items()}
+    found = {name: n if limits[name] is None else min(n, limits[name]) for name, n in there.items()}
     text = json.dumps(json.loads(job.options["dataset"]) | found)
     return job._replace(options=job.options | {"dataset": text})
 

@@ -109,16 +109,14 @@ def changed_since(path: str, when: float) -> bool:
     """
     if not os.path.isdir(path):
         return os.path.exists(path) and os.stat(path).st_mtime > when
-    until, waiting = time.monotonic() + PATIENCE, [path]
+    until, waiting, ours = time.monotonic() + PATIENCE, [path], os.path.abspath("results")
     while waiting:
         place = waiting.pop()
         if os.stat(place).st_mtime > when:
             return True
         for entry in os.scandir(place):
             if entry.is_dir(follow_symlinks=False):
-                if entry.name[0] != "." and os.path.abspath(entry.path) != os.path.abspath(
-                    "results"
-                ):
+                if entry.name[0] != "." and os.path.abspath(entry.path) != ours:
                     waiting.append(entry.path)
             elif entry.name.endswith(".tar") and entry.stat().st_mtime > when:
                 return True
