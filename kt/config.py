@@ -131,6 +131,11 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
     config = check(Config, values)
     if config.images:
         _put_path(config)
+    elif config.labels:
+        raise ConfigError(
+            f"labels: are those of `images`, which is null, found {config.labels!r}; for another "
+            "data set give datasets.NAME.labels"
+        )
     coherence.check_names(config)
     if check_plugins:
         coherence.check_plugins(config)
@@ -143,7 +148,8 @@ def _put_path(config: Config) -> None:
         raise ConfigError(
             "images: is set, but datasets.images is missing (see presets/photos.yaml)"
         )
-    config.datasets["images"] = dataset.model_copy(update={"path": config.images})
+    given = {"path": config.images} | ({"labels": config.labels} if config.labels else {})
+    config.datasets["images"] = dataset.model_copy(update=given)
 
 
 def _follow(values: dict[str, Any], overlays: tuple) -> None:

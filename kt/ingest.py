@@ -27,7 +27,8 @@ import numpy as np
 from kt import config
 from kt.core import jpeg, lock, spill, step, table
 from kt.core import listing as listings
-from kt.core.entries import FEWEST, POOL, SPLITS, TEST, TRAIN
+from kt.core.entries import FEWEST
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
 from kt.core.parts import WHOLE, Part, parse
 from kt.core.rows import Rows
@@ -78,7 +79,9 @@ def run(arguments) -> None:
         rows = Rows(shards, splits, folder / "rows")
         _check_faults(rows, dataset)
         left_out = rows.leave_out_copies(dataset.near_copies)
-        _check_numbers({split: len(rows.of(split)) for split in SPLITS}, dataset, listed)
+        left = {split: len(rows.of(split)) for split in SPLITS}
+        copies = left_out["left_out_of_pool"] + left_out["left_out_of_train"]
+        _check_numbers(left, dataset, listed, copies)
         settings = {"dataset": dataset, "seed": arguments.seed}
         packs = folder / "packs"
         histogram = _write_tables(rows, packs, settings)
@@ -190,18 +193,21 @@ def _counts(splits: np.ndarray) -> dict[str, int]:
     return {split: int((splits == number).sum()) for number, split in enumerate(SPLITS)}
 
 
-def _check_numbers(counts: dict[str, int], dataset: config.Dataset, listed: Listing) -> None:
+def _check_numbers(
+    counts: dict[str, int], dataset: config.Dataset, listed: Listing, copies: int = 0
+) -> None:
+    left_out = f", and {copies} were left out as copies of test images" if copies else ""
     if counts[POOL] < FEWEST:
         shown = "".join(f"\n  {key!r} ({reason})" for key, reason in listed.refused[:5])
         raise DataError(
             f"{dataset.source} {dataset.path or ''}: expected at least {FEWEST} images to learn "
             f"from without labels, found {counts[POOL]}; {listed.ignored} other files are no "
-            f"pictures, {listed.num_refused} were refused{shown}"
+            f"pictures, {listed.num_refused} were refused{left_out}{shown}"
         )
     for split, other in ((TRAIN, TEST), (TEST, TRAIN)):
         if counts[other] and not counts[split]:
             raise DataError(
-                f"{dataset.path}: {other} has images, but none of {split} could be used"
+                f"{dataset.path}: {other} has images, but none of {split} could be used{left_out}"
             )
 
 

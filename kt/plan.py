@@ -30,8 +30,8 @@ from typing import NamedTuple
 from kt import config, ingest
 from kt.backbones.file import CONSENT
 from kt.core import step
-from kt.core.entries import POOL, TRAIN
 from kt.core.footprint import LIMITS, Footprint
+from kt.core.layouts import POOL, TRAIN
 from kt.core.step import ConfigError
 from kt.core.work import TRAININGS, Job, Work
 from kt.sources import pictures, tars
@@ -164,7 +164,7 @@ def _counted(job: Job) -> Job:
     if job.rule.removesuffix("_part") != "ingest" or Path(job.options["output"], REPORT).exists():
         return job
     dataset = config.check(config.Dataset, json.loads(job.options["dataset"]))
-    counts = {**_pictures(dataset.path)} if dataset.source in OWN else {}
+    counts = {**_pictures(dataset.path, dataset.labels)} if dataset.source in OWN else {}
     if not counts:
         return job
     if not counts[POOL]:
@@ -178,11 +178,11 @@ def _counted(job: Job) -> Job:
 
 
 @functools.cache
-def _pictures(path: str | None) -> dict[str, int]:
+def _pictures(path: str | None, labels: str | None) -> dict[str, int]:
     """Counts the pictures at a path by split; nothing of tar shards, which are slow to read."""
     if not path or not Path(path).exists() or tars.are_at(Path(path)):
         return {}
-    return dict.fromkeys(LIMITS, 0) | pictures.by_split(path)
+    return dict.fromkeys(LIMITS, 0) | pictures.by_split(path, labels)
 
 
 def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str, Cost | None]:

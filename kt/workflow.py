@@ -12,6 +12,7 @@ from typing import Any
 from kt import config
 from kt.config import Config, Plugin, Teacher
 from kt.core.ending import ConfigError
+from kt.core.layouts import FOLDERS
 from kt.core.lessons import Lesson, all_lessons, lessons
 
 BUDGET_CLASSES = 100
@@ -158,6 +159,9 @@ def at_work(settings: Config) -> list[str]:
 def given_files(settings: Config) -> dict[str, str]:
     """Lists the files that were made elsewhere, by dotted key."""
     found = {}
+    for name, dataset in settings.datasets.items():
+        if dataset.labels not in (None, FOLDERS):
+            found[f"datasets.{name}.labels"] = dataset.labels
     for name, teacher in settings.teachers.items():
         key = f"teachers.{name}"
         if teacher.features:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from kt import config as schema
 from kt import workflow as plan
-from kt.core import lessons, lock
+from kt.core import layouts, lessons, lock
 from kt.core.entries import FEWEST
 from kt.core.step import DataError, StepError
 from kt.sources.pictures import changed_since, count_pictures, has_labels, unread
@@ -49,7 +49,8 @@ def read_config():
                 raise schema.ConfigError(f"{key}: expected a file, found none at {_absolute(path)}")
         if settings.images:
             enough = max(FEWEST, *settings.numbers, 0)
-            number, labelled = counted(settings.images, enough)
+            labels = settings.datasets["images"].labels
+            number, labelled = counted(settings.images, enough, labels)
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
@@ -72,11 +73,11 @@ def read_config():
         os._exit(error.exit_code)  # Snakemake would turn it into a traceback and a 1
 
 
-def counted(path, enough):
+def counted(*asked):
     """Gives what `count_pictures` does; the main process tells its jobs, to spare them the look."""
-    asked, told = [path, enough], json.loads(os.environ.get("KT_COUNTED", "[[],[]]"))
-    if workflow.is_main_process or told[0] != asked:
-        told = [asked, count_pictures(path, enough)]
+    told = json.loads(os.environ.get("KT_COUNTED", "[[],[]]"))
+    if workflow.is_main_process or told[0] != [*asked]:
+        told = [asked, count_pictures(*asked)]
         os.environ.update(KT_COUNTED=json.dumps(told))
     return told[1]
 
@@ -92,8 +93,9 @@ def overlays():
     if len(given.configfiles) > 1:
         found = [*map(schema.read, given.configfiles), dict(given.config)]
     for overlay in found:
-        if overlay.get("images"):
-            overlay["images"] = str(_absolute(str(overlay["images"])))
+        for key in ("images", "labels"):
+            if overlay.get(key) not in (None, "null", layouts.FOLDERS):
+                overlay[key] = str(_absolute(str(overlay[key])))
     return [schema.with_nulls(overlay) for overlay in found]
 
 
@@ -168,6 +170,12 @@ def pack_of(role, split="train-unlabelled"):
 def data_report_of(role):
     """Gives the data report of the data set that serves a role."""
     return f"results/data/{getattr(SETTINGS.use, role)}/report.json"
+
+
+def table_of_labels(wildcards):
+    """Gives the table that says what a data set's pictures show, where it has one."""
+    labels = SETTINGS.datasets[wildcards.dataset].labels
+    return [] if labels in (None, layouts.FOLDERS) else labels
 
 
 def ingest_state(wildcards):

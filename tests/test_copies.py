@@ -9,7 +9,7 @@ from PIL import Image
 from test_ingest import keys, pack
 
 from kt.core import copies
-from kt.core.entries import POOL, TRAIN
+from kt.core.layouts import POOL, TRAIN
 
 SIZE = 48
 

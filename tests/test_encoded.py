@@ -13,7 +13,7 @@ from drawing import pattern, tree, write_folder
 from test_ingest import pack
 
 from kt.core import delivery, encoded, images, jpeg, training
-from kt.core.entries import POOL, SPLITS, TEST
+from kt.core.layouts import POOL, SPLITS, TEST
 from kt.core.order import block_order
 from kt.core.step import DataError
 from kt.pretext_train import build_task

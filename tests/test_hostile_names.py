@@ -11,8 +11,8 @@ import pytest
 from drawing import encoded, picture, write_folder, write_tar, write_zip
 from test_ingest import DEFAULTS, keys, pack
 
-from kt.core.entries import POOL
 from kt.core.images import read_pack
+from kt.core.layouts import POOL
 
 ODD = [
     "a;b.png", "$(touch x).png", "`touch x`.png", "new\nline.png", "tab\t.png", "<script>.png",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kt import config, ingest
 from kt.core import images, listing, table
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.parts import WHOLE
 from kt.core.step import DataError, ResourceError
 from kt.sources import pictures as sources

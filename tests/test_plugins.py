@@ -17,7 +17,7 @@ from torch import nn
 
 from kt import config, evaluate
 from kt.core import model, step
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.network import Network
 
 ROOT = Path(__file__).parent.parent

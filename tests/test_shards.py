@@ -16,8 +16,8 @@ from drawing import encoded, pattern, picture, tree, write_folder, write_tar
 
 from kt import config, ingest
 from kt.core import rows, shards, table
-from kt.core.entries import POOL, SPLITS
 from kt.core.images import read_pack
+from kt.core.layouts import POOL, SPLITS
 from kt.core.parts import WHOLE, Part
 from kt.core.step import ConfigError, DataError, ResourceError
 from kt.sources import folder

@@ -13,7 +13,7 @@ import pytest
 from drawing import CLASSES, encoded, picture, tree, write_folder, write_tar, write_zip
 
 from kt import config
-from kt.core.entries import POOL, TEST, TRAIN
+from kt.core.layouts import POOL, TEST, TRAIN
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive, fashion_mnist, folder, pictures
 from kt.sources import torchvision as torchvision_source
@@ -298,7 +298,7 @@ def test_labels_are_told_by_names_and_published_sets_have_them(tmp_path):
     full, pool = (write_folder(tree(5, n, n), tmp_path / str(n)) for n in (2, 0))
 
     def told(source: str, path) -> bool:
-        return pictures.has_labels(SimpleNamespace(source=source, path=path))
+        return pictures.has_labels(SimpleNamespace(source=source, path=path, labels=None))
 
     assert told("pictures", str(full)) and not told("folder", str(pool))
     assert told("fashion_mnist", None) and told("folder", str(tmp_path / "none"))

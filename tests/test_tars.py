@@ -10,7 +10,7 @@ from test_sources import PNG, dataset, refused
 
 from kt import ingest
 from kt.core import table
-from kt.core.entries import POOL, SPLITS
+from kt.core.layouts import POOL, SPLITS
 from kt.core.parts import Part
 from kt.core.step import DataError
 from kt.sources import folder, pictures, tars

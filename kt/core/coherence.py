@@ -87,7 +87,12 @@ def _check_sizes(config: Config) -> None:
 def check_plugins(config: Config) -> None:
     """Checks the options of every plug-in; pins what a backbone depends on beside them."""
     for name, dataset in config.datasets.items():
-        plugin("sources", dataset.source, f"datasets.{name}.source")
+        source = plugin("sources", dataset.source, f"datasets.{name}.source")
+        if dataset.labels and not getattr(source, "LABELS", False):
+            raise ConfigError(
+                f"datasets.{name}.labels: the source {dataset.source} has labels of its own, so "
+                f"expected null, found {dataset.labels!r}"
+            )
     size = {role: config.datasets[name].size for role, name in config.use}
     for name, other in list(config.targets.items()):  # first: teachers may name a target's backbone
         _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")

@@ -1,4 +1,4 @@
-"""What a source hands over: entries, one for each picture, and the meaning of folder names.
+"""What a source hands over: entries, one for each picture.
 
 Every file of `kt/sources` offers `entries(dataset)`, an iterator of `Entry`, and `origin(dataset)`,
 a mapping for the data report that says where the pictures came from.
@@ -12,20 +12,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from kt.core.ending import DataError, log
+from kt.core import layouts
+from kt.core.layouts import POOL, clean
 
-SPLITS = POOL, TRAIN, TEST = ("train-unlabelled", "train", "test")
 FEWEST = 10  # images to learn from without labels
-# Other usual names of the splits, with small letters and hyphens; the first that is there counts.
-USUAL = {
-    POOL: ("train-unlabelled", "train-unlabeled", "unlabelled", "unlabeled"),
-    TRAIN: ("train", "training"),
-    TEST: ("test", "testing", "val", "valid", "validation"),
-}
 # What a name may end with to count as a picture. The content, not the name, decides how it is read.
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
@@ -82,46 +75,33 @@ class File:
     stamp: str = ""
 
 
-class Plan(NamedTuple):
-    """What the names of all files say together.
-
-    Attributes:
-        depth: Of the folders of the splits; None: all is pool.
-        splits: Which split the folders there are, by name.
-        twice: Hashes of the names that come twice.
-    """
-
-    depth: int | None
-    splits: dict[str, str]
-    twice: frozenset[int]
-
-
 def entries(
-    files: Callable[[], Iterable[File]], max_pixels: int, where: str, stamp: object = None
+    files: Callable[[], Iterable[File]],
+    max_pixels: int,
+    where: str,
+    stamp: object = None,
+    labels: str | None = None,
 ) -> Iterator[Entry]:
-    """Gives a folder's or an archive's files as entries, by the names of its folders.
-
-    With the folders `train-unlabelled/`, `train/CLASS/` and `test/CLASS/` (below common folders, if
-    any) the splits are those, also by other usual names (`USUAL`) where both train and test are
-    there; without any of them all pictures are `train-unlabelled`.
+    """Gives a folder's or an archive's files as entries, by what their names mean (`layouts`).
 
     Args:
         files: Lists the files; called twice, so that only a number for each is held.
         max_pixels: Files with more than 8 bytes for each of so many pixels are refused.
         where: The root, for errors.
         stamp: Where it says that the files are those of the call before, they are listed once only.
+        labels: Where classes stand: null, `folders`, or the path of a table.
 
     Raises:
-        DataError: A split or a class is missing.
+        DataError: A split or a class is missing, or the table does not fit.
     """
-    key = (where, max_pixels, stamp)
+    key = (where, max_pixels, labels, stamp)
     if stamp is None or key not in _plans:
         _plans.clear()
-        _plans[key] = _plan(files(), max_pixels, where)
-    depth, splits, twice = _plans[key]
+        _plans[key] = _plan(files(), max_pixels, where, layouts.layout(labels))
+    layout, twice = _plans[key]
     seen: set[str] = set()
     for file in files():
-        entry = _entry(file, max_pixels, depth, splits)
+        entry = _entry(file, max_pixels, layout)
         if entry.usable and hash(entry.key) in twice:
             if entry.key in seen:
                 entry = dataclasses.replace(entry, refused="another file of this name came before")
@@ -129,45 +109,24 @@ def entries(
         yield entry
 
 
-_plans: dict[tuple, Plan] = {}  # the last one: listing a compressed archive takes long
+# The layout and the hashes of the names that come twice, of the last one: listing a compressed
+# archive takes long.
+_plans: dict[tuple, tuple[layouts.Layout, frozenset[int]]] = {}
 
 
-def _plan(files: Iterable[File], max_pixels: int, where: str) -> Plan:
-    folders, hashes, refused = set(), array.array("q"), Counter()
+def _plan(
+    files: Iterable[File], max_pixels: int, where: str, layout: layouts.Layout
+) -> tuple[layouts.Layout, frozenset[int]]:
+    hashes, refused = array.array("q"), Counter()
     for file in files:
         parts = _parts(file.name)
-        found = _judge(file, parts, max_pixels)
-        if found == (False, ""):
-            folders.add(parts[:-1])
+        ignored, reason = _judge(file, parts, max_pixels)
+        if not (ignored or reason):
             hashes.append(hash(clean("/".join(parts))))
-        refused[kind_of(found[1])] += bool(found[1])
-    pictures = [(*folder, "picture") for folder in sorted(folders)]
-    depth = _common_depth(pictures)
-    splits = _splits({parts[depth] for parts in pictures if len(parts) > depth + 1})
-    if splits:
-        found = [(splits.get(top, ""), *rest) for top, *rest in (one[depth:] for one in pictures)]
-        _check_classes(found, where + refusals(refused))
-    elif {TRAIN, TEST} <= {*_splits({name for folder in folders for name in folder}).values()}:
-        log.warning(
-            "%s: there are folders train and test further down, which are not taken for splits: "
-            "other pictures stand beside or above them", where
-        )  # fmt: skip
-    return Plan(depth if splits else None, splits, frozenset(_repeated(hashes)))
-
-
-def _splits(folders: set[str]) -> dict[str, str]:
-    """Says which split each of some folders is, by its name; others are left out."""
-    exact = {name: name for name in SPLITS if name in folders}
-    named: dict[str, list[str]] = {}
-    for name in sorted(folders):
-        named.setdefault(re.sub(r"[\s_]+", "-", name.strip().lower()), []).append(name)
-    found = {}
-    for split, words in USUAL.items():
-        if split in exact:
-            found[split] = split
-        elif names := [name for word in words for name in named.get(word, [])]:
-            found[names[0]] = split
-    return found if {TRAIN, TEST} <= {*found.values()} else exact
+        layout.see(parts, not (ignored or reason))
+        refused[kind_of(reason)] += bool(reason)
+    layout.settle(where, refusals(refused))
+    return layout, frozenset(_repeated(hashes))
 
 
 def kind_of(reason: str) -> str:
@@ -188,29 +147,14 @@ def _repeated(hashes: array.array) -> set[int]:
     return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
-def clean(name: str) -> str:
-    """Makes any file name a key of clean UTF-8: odd bytes and NUL are escaped with backslashes."""
-    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _entry(file: File, max_pixels: int, depth: int | None, splits: dict[str, str]) -> Entry:
-    """Reads the meaning of a name; `depth` is that of the split folders, None: all is pool."""
+def _entry(file: File, max_pixels: int, layout: layouts.Layout) -> Entry:
+    """Reads the meaning of a name."""
     parts = _parts(file.name)
-    key = clean("/".join(parts))
     ignored, refused = _judge(file, parts, max_pixels)
     if ignored or refused:
         return Entry(POOL, clean(file.name), None, file.read, refused, ignored)
-    if depth is None:
-        return Entry(POOL, key, None, file.read, stamp=file.stamp)
-    top, *inner = parts[depth:]
-    split = splits.get(top) if inner else None
-    if split is None:
-        fault = f"stands outside {', '.join(f'{name}/' for name in splits)}"
-        return Entry(POOL, key, None, file.read, fault)
-    if len(inner) > 1:
-        return Entry(split, key, clean(inner[0]), file.read, stamp=file.stamp)
-    fault = "" if split == POOL else f"stands in {top}/ without the folder of a class"
-    return Entry(split, key, None, file.read, fault, stamp=file.stamp)
+    split, class_name, fault = layout.place(parts)
+    return Entry(split, clean("/".join(parts)), class_name, file.read, fault, stamp=file.stamp)
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -230,42 +174,3 @@ def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, s
     most = 8 * max_pixels + (1 << 16)
     fault = f"{file.size} bytes, more than {most} for max_pixels = {max_pixels}"
     return False, fault if file.size > most else ""
-
-
-def _common_depth(pictures: list[tuple[str, ...]]) -> int:
-    """Counts the folders that stand above everything and are no split themselves."""
-    depth = 0
-    while pictures and pictures[0][depth] not in SPLITS:  # one alone with another name is common
-        first = pictures[0][depth]
-        if any(len(parts) <= depth + 1 or parts[depth] != first for parts in pictures):
-            break
-        depth += 1
-    return depth
-
-
-def _check_classes(pictures: list[tuple[str, ...]], where: str) -> None:
-    """Refuses labelled splits that do not go together."""
-    found = {
-        split: {parts[1] for parts in pictures if parts[0] == split and len(parts) > 2}
-        for split in (TRAIN, TEST)
-    }
-    tops = {parts[0] for parts in pictures}
-    if not tops & {TRAIN, TEST}:
-        return
-    for split in (TRAIN, TEST):
-        if not found[split]:
-            raise DataError(
-                f"{where}: expected labelled pictures in train/CLASS/ and test/CLASS/, found none "
-                f"in {split}/CLASS/; add them, or leave out both folders to work without labels"
-            )
-    alone = sorted(map(clean, found[TRAIN] ^ found[TEST]))
-    if alone:
-        raise DataError(
-            f"{where}: every class must stand in train/ and in test/, "
-            f"{len(alone)} stand in only one of them: {', '.join(map(repr, alone[:5]))}"
-        )
-    if len(found[TRAIN]) < 2:
-        raise DataError(
-            f"{where}: expected at least two classes in train/CLASS/, found only "
-            f"{clean(*found[TRAIN])!r}; add classes, or leave out train/ and test/"
-        )

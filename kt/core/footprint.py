@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kt import config
-from kt.core.entries import POOL, TEST, TRAIN
+from kt.core.layouts import POOL, TEST, TRAIN
 
 LIMITS = {POOL: "unlabelled", TRAIN: "labelled", TEST: "test"}
 LABEL_BYTES = 8 + 8 + 4  # of an image: label, cluster, distance; its name comes beside them

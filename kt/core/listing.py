@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from kt.core import spill
-from kt.core.entries import SPLITS, Entry
+from kt.core.entries import Entry
+from kt.core.layouts import SPLITS
 
 MOST_LISTED = 1000  # refused files in the report
 WORD = 4  # bytes of a name that are compared at once

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kt.core import copies, encoded, spill, table
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import MOST_LISTED
 from kt.core.shards import ARRAYS, Shards
 

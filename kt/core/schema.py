@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+)
 
 from kt.core.auto import AUTO
 
@@ -58,6 +66,15 @@ class Dataset(Settings):
     storage: Annotated[
         Literal["pixels", "jpeg"], Field(description="of the packs; jpeg for more than the memory")
     ]
+    labels: Annotated[
+        str | None,
+        Field(description="null: by train/CLASS, test/CLASS; `folders`: by CLASS; or a CSV"),
+    ] = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler) -> dict[str, Any]:
+        """Leaves out `labels` where there are none: what stands was made without the word."""
+        return {key: value for key, value in handler(self).items() if key != "labels" or value}
 
 
 class Use(Settings):
@@ -249,6 +266,9 @@ class Config(Settings):
     ]
     few_images: Annotated[FewImages, Field(description="more epochs for small sets")]
     images: Annotated[str | None, Field(description="folder, zip or tar with your own pictures")]
+    labels: Annotated[
+        str | None, Field(description="of `images`, see `datasets.NAME.labels`; null: as there")
+    ]
     clusters: Annotated[
         list[K],
         Field(min_length=1, description=f"values of k; {AUTO}: chosen for each teacher's layer"),

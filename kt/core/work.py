@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from kt import compute, config, workflow
 from kt.core import amounts, probe
 from kt.core.ending import Interrupted, StepError, line
-from kt.core.entries import POOL, TEST, TRAIN
 from kt.core.footprint import LIMITS, width
+from kt.core.layouts import POOL, TEST, TRAIN
 from kt.sources import torchvision
 
 TRAININGS = ("pretext_train", "target_train")

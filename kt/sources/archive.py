@@ -27,6 +27,8 @@ BROKEN = (
     OSError, ValueError, LookupError, ArithmeticError, RuntimeError,
 )  # fmt: skip
 
+LABELS = True  # it heeds those of a data set's settings
+
 
 def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     """Gives the members of the archive in the order in which they stand in it.
@@ -36,7 +38,7 @@ def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     """
     path = _root(dataset)
     stamp = path.stat().st_mtime_ns, path.stat().st_size
-    return tree.entries(lambda: files(path), dataset.max_pixels, str(path), stamp)
+    return tree.entries(lambda: files(path), dataset.max_pixels, str(path), stamp, dataset.labels)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:

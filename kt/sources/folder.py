@@ -17,6 +17,8 @@ from kt.config import Dataset
 from kt.core import entries as tree
 from kt.core.step import DataError
 
+LABELS = True  # it heeds those of a data set's settings
+
 
 def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     """Gives the files of the folder in name order.
@@ -24,7 +26,8 @@ def entries(dataset: Dataset) -> Iterator[tree.Entry]:
     Raises:
         DataError: There is no such folder, or a split or class is missing.
     """
-    return tree.entries(lambda: files(_root(dataset)), dataset.max_pixels, str(dataset.path))
+    root = _root(dataset)
+    return tree.entries(lambda: files(root), dataset.max_pixels, str(root), labels=dataset.labels)
 
 
 def origin(dataset: Dataset) -> dict[str, Any]:

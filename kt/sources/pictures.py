@@ -15,10 +15,12 @@ from typing import Any
 
 from kt.config import Dataset, plugin
 from kt.core import entries as tree
+from kt.core.layouts import POOL, TRAIN
 from kt.core.parts import Part
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive, folder, tars
 
+LABELS = True  # it heeds those of a data set's settings
 PATIENCE = 2.0  # seconds
 MOST_REASONS = 20
 MAX_PIXELS = 100_000_000  # for counting alone, nothing is decoded
@@ -44,11 +46,14 @@ def indexed(dataset: Dataset, kept: Path, part: Part, threads: int):
     return source.indexed(dataset, kept, part, threads) if source is tars else source
 
 
-def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
+def count_pictures(
+    path: str, enough: float = math.inf, labels: str | None = None
+) -> tuple[int, bool]:
     """Counts the pictures for training without labels, by their names alone.
 
     Args:
         path: Of a folder or an archive.
+        labels: As in `Dataset`.
         enough: Tar shards, whose headers are slow to read, are counted up to this number.
 
     Returns:
@@ -57,7 +62,7 @@ def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
 
     Raises:
         ConfigError: There is nothing at `path`.
-        DataError: It is no folder, zip or tar, or a split or class is missing.
+        DataError: It is no folder, zip or tar, a split or class is missing, or `labels` do not fit.
     """
     where = Path(path)
     if not where.exists():
@@ -69,16 +74,17 @@ def count_pictures(path: str, enough: float = math.inf) -> tuple[int, bool]:
             f"images: expected a folder, a zip or a tar, found another file at {path!r}"
         )
     if where.is_dir() and tars.are_at(where):
+        tars.check_labels(labels)
         return tars.count(where, enough)
-    counts = by_split(path)
-    return counts[tree.POOL] or counts[tree.TRAIN] // 2, counts[tree.TRAIN] > 0
+    counts = by_split(path, labels)
+    return counts[POOL] or counts[TRAIN] // 2, counts[TRAIN] > 0
 
 
-def by_split(path: str) -> Counter[str]:
+def by_split(path: str, labels: str | None = None) -> Counter[str]:
     """Counts the pictures of a folder or an archive that is no tar shard, by split and by names."""
     where = Path(path)
     files = (folder if where.is_dir() else archive).files
-    listed = tree.entries(lambda: files(where), MAX_PIXELS, path)
+    listed = tree.entries(lambda: files(where), MAX_PIXELS, path, labels=labels)
     return Counter(entry.split for entry in listed if entry.usable)
 
 
@@ -136,7 +142,7 @@ def has_labels(dataset: Dataset) -> bool:
         return says is None or says(dataset)
     if not dataset.path or not Path(dataset.path).exists():
         return True
-    return count_pictures(dataset.path, tree.FEWEST)[1]
+    return count_pictures(dataset.path, tree.FEWEST, dataset.labels)[1]
 
 
 def _source(dataset: Dataset):

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from kt.config import Dataset
 from kt.core import entries as tree
-from kt.core import step
-from kt.core.entries import POOL, SPLITS, TEST, TRAIN
+from kt.core import layouts, step
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.parts import WHOLE, Part
-from kt.core.step import DataError
+from kt.core.step import ConfigError, DataError
 from kt.sources import archive
 
 WORDS = {
@@ -65,6 +65,7 @@ class Tars:
         Raises:
             DataError: There is no such folder, a tar is broken, or a split or class is missing.
         """
+        check_labels(dataset.labels)
         found = shards(_root(dataset))
         stamp = tuple(shard.stamp for shard in found)
         return tree.entries(
@@ -118,6 +119,15 @@ def indexed(dataset: Dataset, folder: Path, part: Part = WHOLE, threads: int = 1
     source = Tars(folder)
     source.index(dataset, part, threads)
     return source
+
+
+def check_labels(labels: str | None) -> None:
+    """Refuses labels that stand elsewhere, with ConfigError."""
+    if labels is not None:
+        raise ConfigError(
+            f"labels: tar shards say themselves what their classes are, by folders or {LABEL} "
+            f"members; expected null, found {labels!r}"
+        )
 
 
 def are_at(root: Path) -> bool:
@@ -208,7 +218,7 @@ def shards(root: Path) -> list[Shard]:
                 # "train-unlabelled" is both; the order is that of SPLITS.
                 split = min((WORDS[word] for word in known), key=SPLITS.index, default=None)
                 words |= known
-            name = tree.clean(os.fsencode(path.stem).decode("utf-8", "surrogateescape"))
+            name = layouts.clean(os.fsencode(path.stem).decode("utf-8", "surrogateescape"))
             found.append(Shard(path, name, split))
     if not found:
         raise DataError(f"{root}: expected tar shards (*.tar), found none")

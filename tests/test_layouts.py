@@ -1,0 +1,241 @@
+"""Classes by folders alone or by a table: who is drawn for testing, and what is refused."""
+
+import pytest
+from drawing import encoded, pattern, picture, tree, write_folder, write_tar, write_zip
+from running import output, run, workflow
+from test_ingest import pack
+from test_sources import dataset
+
+from kt.core import layouts, table
+from kt.core.layouts import POOL, TEST, TRAIN
+from kt.core.step import ConfigError, DataError
+from kt.sources import pictures
+
+PNG = encoded(picture(0, 0))
+FOLDERS = layouts.FOLDERS
+
+
+def listed(path, labels) -> dict[str, tuple[str, str | None]]:
+    found = list(pictures.entries(dataset("pictures", path, labels=str(labels))))
+    return {entry.key: (entry.split, entry.class_name) for entry in found if entry.usable}
+
+
+def count(found, split, name=None) -> int:
+    return sum(one == split and name in (None, kind) for one, kind in found.values())
+
+
+def by_class(numbers: dict[str, int], above: str = "") -> dict[str, bytes]:
+    return {f"{above}{name}/{i:03}.png": PNG for name, n in numbers.items() for i in range(n)}
+
+
+def text(path, *lines: str):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------------------- folders of classes
+
+
+def test_a_fifth_of_each_folder_is_drawn_for_testing_and_at_least_one(tmp_path):
+    files = by_class({"cat": 50, "dog": 10, "owl": 2}) | {"loose.png": PNG}
+    found = listed(write_folder(files, tmp_path), FOLDERS)
+    assert {name: count(found, TEST, name) for name in ("cat", "dog", "owl")} == {
+        "cat": 10, "dog": 2, "owl": 1
+    }  # fmt: skip
+    assert {name: count(found, TRAIN, name) for name in ("cat", "dog", "owl")} == {
+        "cat": 40, "dog": 8, "owl": 1
+    }  # fmt: skip
+    assert found["loose.png"] == (POOL, None)
+
+
+def test_the_draw_is_of_names_alone_and_pictures_that_come_move_few(tmp_path):
+    before = listed(write_folder(by_class({"cat": 100, "dog": 100}), tmp_path / "a"), FOLDERS)
+    zipped = write_zip(by_class({"cat": 100, "dog": 100}), tmp_path / "a.zip")
+    assert listed(zipped, FOLDERS) == before
+    tar = write_tar(by_class({"dog": 100, "cat": 100}), tmp_path / "a.tar")
+    assert listed(tar, FOLDERS) == before
+    more = listed(write_folder(by_class({"cat": 105, "dog": 100}), tmp_path / "a"), FOLDERS)
+    moved = {name for name in before if more[name] != before[name]}
+    assert len(moved) <= 3 and all("cat" in name for name in moved)
+    test_names = [name for name, (split, _) in before.items() if split == TEST]
+    numbers = [int(name[-7:-4]) for name in test_names]
+    assert 30 < sum(numbers) / len(numbers) < 70  # not the first ones, nor the last
+
+
+def test_classes_may_stand_below_common_folders_and_in_train_with_a_test_that_has_none(tmp_path):
+    found = listed(write_folder(by_class({"cat": 5, "dog": 5}, "all/v2/"), tmp_path / "a"), FOLDERS)
+    assert {kind for _, kind in found.values()} == {"cat", "dog"}
+    files = by_class({"cat": 5, "dog": 5}, "my/train/") | {"my/test/1.png": PNG, "my/x.png": PNG}
+    found = listed(write_folder(files, tmp_path / "b"), FOLDERS)
+    assert count(found, TEST) == 2 and count(found, TRAIN) == 8
+    assert found["my/test/1.png"] == found["my/x.png"] == (POOL, None)
+
+
+def test_a_pool_beside_the_classes_stays_one(tmp_path):
+    files = by_class({"cat": 5, "dog": 5}) | by_class({"cat": 3, "owl": 3}, "unlabelled/")
+    found = listed(write_folder(files, tmp_path), FOLDERS)
+    assert count(found, POOL) == 6 and count(found, POOL, "cat") == 3
+    assert count(found, TEST) == 2
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        (tree(2, 2, 2), "have folders of classes, so nothing is to be drawn"),
+        (by_class({"cat": 5}) | {"a.png": PNG}, "at least two classes, found 'cat'"),
+        (by_class({"cat": 5, "dog": 1}), "1 have only one, such as 'dog'"),
+        ({"a.png": PNG, "b.png": PNG}, "at least two classes, found none"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, files, said):
+    with pytest.raises(DataError, match=said):
+        listed(write_folder(files, tmp_path), FOLDERS)
+
+
+def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
+    write_folder(by_class({"cat": 5, "dog": 5}), tmp_path)
+    assert pictures.count_pictures(str(tmp_path)) == (10, False)
+    assert "stand in 2 folders" in caplog.text and "labels=folders" in caplog.text
+    caplog.clear()
+    assert pictures.count_pictures(str(tmp_path), labels=FOLDERS) == (4, True)
+    write_folder({"loose.png": PNG}, tmp_path)
+    pictures.count_pictures(str(tmp_path))
+    assert not caplog.text
+
+
+# ---------------------------------------------------------------------------- a table of classes
+
+
+def test_what_the_table_names_has_its_class_and_all_else_has_none(tmp_path):
+    root = write_folder({f"2020/{i:02}.png": PNG for i in range(40)}, tmp_path / "all")
+    rows = [f"2020/{i:02}.png,{'cat' if i % 2 else 'dog'}" for i in range(20)]
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+    assert (count(found, POOL), count(found, TRAIN), count(found, TEST)) == (20, 16, 4)
+    assert found["2020/30.png"] == (POOL, None)
+    assert all(found[f"2020/{i:02}.png"][1] == ("cat" if i % 2 else "dog") for i in range(20))
+    assert count(found, TEST, "cat") == count(found, TEST, "dog") == 2
+
+
+@pytest.mark.parametrize(
+    "head, row",
+    [
+        ("file,class", "2020/{name}.png,{kind}"),
+        ("\ufeffFile Name;note;Label", "./2020/{name}.png;x;{kind}"),
+        ("image_id\tclass", "{name}\t{kind}"),
+        ("class,path", '"{kind}","all\\2020\\{name}.png"'),
+        ("id,breed,species", "2020/{name},z,{kind}"),
+    ],
+)
+def test_other_marks_columns_and_ways_to_name_a_file_mean_the_same(tmp_path, head, row):
+    names = [f"{i:02}" for i in range(20)]
+    root = write_folder({f"all/2020/{name}.png": PNG for name in names}, tmp_path / "place")
+    rows = [row.format(name=name, kind="cat" if int(name) % 2 else "dog") for name in names]
+    found = listed(root, text(tmp_path / "a.csv", head, *rows))
+    assert count(found, POOL) == 0 and count(found, TEST, "cat") == 2
+    assert all(
+        kind == ("cat" if int(key[-6:-4]) % 2 else "dog") for key, (_, kind) in found.items()
+    )
+
+
+def test_the_closest_name_counts(tmp_path):
+    files = {"a.png": PNG, "sub/a.png": PNG, "b.png": PNG, "c.png": PNG, "d.png": PNG}
+    root = write_folder(files, tmp_path / "all")
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *"a.png,x b.png,x c,y d,y".split()))
+    assert found["sub/a.png"] == (POOL, None) and found["a.png"][1] == "x"
+
+
+def test_the_split_may_be_given(tmp_path):
+    root = write_folder({f"{name}.png": PNG for name in "abcdefgh"}, tmp_path / "all")
+    rows = "a,x,train b,x,Val c,y,TRAIN d,y,val e,y,unlabelled".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class,split", *rows))
+    assert found["b.png"] == (TEST, "x") and found["c.png"] == (TRAIN, "y")
+    assert found["e.png"] == (POOL, "y") and found["f.png"] == (POOL, None)
+
+
+def test_rows_without_a_file_are_told_and_files_that_are_no_pictures(tmp_path, caplog):
+    root = write_folder(
+        {f"{name}.png": PNG for name in "abcd"} | {"e.heic": b"-"}, tmp_path / "all"
+    )
+    rows = "a,x b,x c,y d,y e,y far/away.png,y".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+    assert count(found, TRAIN) == count(found, TEST) == 2
+    assert "1 of its 6 files are not in" in caplog.text and "'far/away.png'" in caplog.text
+    assert "1 of its 6 files are there but are no pictures" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        (["a.png,x", "b.png,y"], "the columns file and class, found 'a.png', 'x'"),
+        (["file,class", "a.png,x", "b.png"], "line 3: expected a class, found none"),
+        (["file,class", "a.png,x", ",x"], "line 3: expected a file, found none"),
+        (["file,class", "a.png,x", "./a.png,y"], "line 3: 'a.png' came before"),
+        (["file,class"], "a row for each labelled picture, found none"),
+        (["file,class", "z.png,x", "/far/q.png,y"], "none of its 2 files is in"),
+        (["file,class", "e.png,x", "a.png,x"], "1 rows mean several files"),
+        (["file,class", "a,x", "b,x", "c,x"], "at least two classes, found 'x'"),
+        (["file,class", "a,x", "b,x", "c,y"], "1 have only one, such as 'y'"),
+        (["file,class,split", "a,x,train", "b,y,tset"], "line 3: expected a split, .*'tset'"),
+        (["file,class,split", "a,x,train", "b,y,"], "in each row or in none"),
+        (["file,class,split", "a,x,train", "b,y,train"], "must stand in train and in test"),
+        (["file,class,split", "a,x,test", "b,y,val"], "for test and for validation"),
+        (['file,class', 'a,"x', "b,y"], "expected a CSV"),
+    ],
+)  # fmt: skip
+def test_tables_that_do_not_fit_are_refused_with_the_line(tmp_path, lines, said):
+    files = {f"{name}.png": PNG for name in "abcd"} | {"1/e.png": PNG, "2/e.png": PNG}
+    root = write_folder(files, tmp_path / "all")
+    with pytest.raises(DataError, match=said):
+        listed(root, text(tmp_path / "a.csv", *lines))
+
+
+def test_no_table_a_binary_one_tars_and_published_sets_are_refused(tmp_path):
+    root = write_folder(by_class({"cat": 5, "dog": 5}), tmp_path / "all")
+    with pytest.raises(ConfigError, match="found none at"):
+        listed(root, tmp_path / "none.csv")
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\0f")
+    with pytest.raises(DataError, match="expected a CSV in UTF-8"):
+        listed(root, tmp_path / "a.csv")
+    (tmp_path / "tars").mkdir()
+    write_tar(by_class({"cat": 5}), tmp_path / "tars" / "train-1.tar")
+    with pytest.raises(ConfigError, match="tar shards say themselves"):
+        listed(tmp_path / "tars", FOLDERS)
+    done = run("snakemake", "-n", "--directory", tmp_path / "run", "--config",
+               'datasets={"fashion_mnist": {"labels": "folders"}}')  # fmt: skip
+    assert done.returncode == 2 and "has labels of its own" in done.stderr, output(done)
+    done = run("snakemake", "-n", "--directory", tmp_path / "run", "--config", "labels=folders")
+    assert done.returncode == 2 and "labels: are those of `images`" in done.stderr, output(done)
+
+
+# ---------------------------------------------------------------------------- in the workflow
+
+
+def test_a_packed_table_gives_the_labels_it_names(tmp_path):
+    files = {f"{i:03}.png": encoded(picture(i % 3, i)) for i in range(90)}
+    root = write_folder(files, tmp_path / "all")
+    rows = [f"{i:03}.png,kind {i % 3}" for i in range(45)]
+    pack(root, tmp_path / "packed", labels=str(text(tmp_path / "a.csv", "file,class", *rows)))
+    for split, number in ((TRAIN, 36), (TEST, 9)):
+        path = tmp_path / "packed" / f"{split}-labels.h5"
+        with table.read(path, "labels", {"labels": 1}) as file:
+            keys, labels = table.strings(file, "keys"), table.load(file, "labels")
+        assert len(keys) == number
+        assert [int(key[:3]) % 3 for key in keys] == labels.tolist()
+
+
+def test_the_workflow_takes_both_and_a_changed_table_packs_anew(tmp_path):
+    files = {f"{kind}/{i:03}.png": encoded(pattern(k, i)) for i in range(30)
+             for k, kind in enumerate(("dog", "cat"))}  # fmt: skip
+    root = write_folder(files, tmp_path / "all")
+    done = workflow(tmp_path / "a", root, "-n", config=[f"labels={FOLDERS}"])
+    assert done.returncode == 0 and "small/supervised" in done.stdout, output(done)
+    rows = [f"{'cat' if i % 2 else 'dog'}/{i:03}.png,{i % 2}" for i in range(30)]
+    labels = text(tmp_path / "my labels.csv", "file,class", *rows)
+    wanted = "results/data/images/report.json"
+    done = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
+    assert done.returncode == 0, output(done)
+    again = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
+    assert "Nothing to be done" in output(again)
+    text(labels, "file,class", *rows[2:])
+    again = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
+    assert "ingest images" in output(again)
