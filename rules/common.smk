@@ -348,12 +348,27 @@ def drop_finished_states():
 
 
 def end_with_the_code_of_the_step(log):
-    """Ends as the failed step did (docs/reference.md, exit codes); Snakemake would always say 1."""
+    """Ends as the failed step did (docs/reference.md, exit codes); Snakemake would always say 1.
+
+    What the step said comes last on the screen: above it stand pages of Snakemake's.
+    """
     text = "".join(Path(path).read_text(errors="replace") for path in log)
     codes = set(map(int, re.findall(r"returned non-zero exit status (\d+)", text)))
     if codes and codes <= {2, 3, 4, 75}:
         print(f"the failed step ended with {min(codes)}; all messages: {log[0]}", file=sys.stderr)
+        for path in dict.fromkeys(re.findall(r"^ +log: (.+) \(check log file", text, re.MULTILINE)):
+            if said := last_error(Path(path)):
+                print(f"{path}:\n{said}", file=sys.stderr)
         sys.exit(min(codes))
+
+
+def last_error(path):
+    """Gives the error that a step's log ends with, or nothing; runs stand there one by one."""
+    with contextlib.suppress(OSError):
+        last = re.split(r"^.*, version .*, git .*$", path.read_text(errors="replace"), flags=re.M)[-1]
+        found = re.search(r"^\S* ?(error: (?:.|\n)*)\Z", last, re.M)
+        return found[1].rstrip() if found else ""
+    return ""
 
 
 wildcard_constraints:

@@ -333,7 +333,7 @@ def test_another_file_than_an_archive_is_refused(place):
 
 def test_a_class_in_only_one_split_is_refused(place, tmp_path):
     copy = pictures_without(place, tmp_path, "test/bird")
-    refused(plan(place, images=copy), DATA, "'bird'", "train/ and in test/")
+    refused(plan(place, images=copy), DATA, "'bird'", "in train and in test")
 
 
 def test_labels_in_only_one_split_are_refused(place, tmp_path):
@@ -350,6 +350,8 @@ def test_too_many_broken_files_end_the_run_and_are_named_in_the_log(place, tmp_p
     assert "Traceback" not in output(done)
     log = (tmp_path / "run/results/logs/ingest/images.log").read_text()
     assert "20 of 60 chosen files are bad" in log and "bird/000.png" in log
+    last = done.stderr.split("the failed step ended with 3")[1]  # nothing of Snakemake's after it
+    assert last.rstrip().endswith("and 15 more, see the log") and "error: 20 of 60" in last
     assert "pretext_train" not in output(done).split("Job stats")[1].split("Select jobs", 1)[1]
     made = (tmp_path / "run/results").rglob("*.h5")
     assert not [path for path in made if "state" not in path.parts]  # shards serve the next try

@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from kt.core import layouts
-from kt.core.layouts import POOL, clean
+from kt.core.layouts import POOL, SPLITS, TEST, TRAIN, clean
+
+# Sources take all of these from here.
+__all__ = ["Entry", "FEWEST", "File", "POOL", "SPLITS", "SUFFIXES", "TEST", "TRAIN", "entries"]
 
 FEWEST = 10  # images to learn from without labels
 # What a name may end with to count as a picture. The content, not the name, decides how it is read.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import csv
+import functools
 import hashlib
 import os
 import re
@@ -71,6 +72,12 @@ def rank_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
+@functools.cache
+def _tell(warning: str) -> None:
+    """Warns once: a folder may be listed more than once."""
+    log.warning("%s", warning)
+
+
 # ---------------------------------------------------------------------------- folders of splits
 
 
@@ -105,15 +112,15 @@ class SplitFolders:
             return
         deeper = {name for folder in self.folders for name in folder}
         if {TRAIN, TEST} <= {*_splits(deeper).values()}:
-            log.warning(
-                "%s: there are folders train and test further down, which are not taken for "
-                "splits: other pictures stand beside or above them", where
-            )  # fmt: skip
+            _tell(
+                f"{where}: there are folders train and test further down, which are not taken for "
+                "splits: other pictures stand beside or above them"
+            )
         elif 2 <= len(tops) <= MOST_FOLDERS and all(len(p) > self.depth + 1 for p in pictures):
-            log.warning(
-                "%s: all pictures stand in %d folders; should those be their classes, add "
-                "labels=folders, else they are learned from without labels", where, len(tops)
-            )  # fmt: skip
+            _tell(
+                f"{where}: all pictures stand in {len(tops)} folders; should those be their "
+                "classes, add labels=folders, else they are learned from without labels"
+            )
 
     def place(self, parts) -> tuple[str, str | None, str]:
         """Gives split, class and fault of a file."""
@@ -419,15 +426,12 @@ class Table:
                 "names are relative to it"
             )
         if len(missing):
-            log.warning(
-                "%s: %d of its %d files are not in %s, such as %s",
-                self.path, len(missing), len(names), where, shown,
-            )  # fmt: skip
+            _tell(
+                f"{self.path}: {len(missing)} of its {len(names)} files are not in {where}, such "
+                f"as {shown}"
+            )
         if unread := int(((self.matches == 1) & ~self.readable).sum()):
-            log.warning(
-                "%s: %d of its %d files are there but are no pictures to read",
-                self.path, unread, len(names),
-            )  # fmt: skip
+            _tell(f"{self.path}: {unread} of its {len(names)} files are no pictures to read")
 
 
 def _columns(head: list[str], path: str) -> dict[str, int]:

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from kt.config import Dataset
-from kt.core.entries import Entry
-from kt.core.layouts import TEST, TRAIN
+from kt.core.entries import TEST, TRAIN, Entry
 from kt.core.step import DataError
 
 log = logging.getLogger("kt")

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from kt.config import Dataset
-from kt.core.entries import Entry
-from kt.core.layouts import POOL, TEST, TRAIN
+from kt.core.entries import POOL, TEST, TRAIN, Entry
 from kt.core.step import DataError
 
 # The splits of each, under the names that torchvision gives them.
