@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from kt import config
-from kt.core import jpeg, lock, spill, step, table
+from kt.core import jpeg, layouts, lock, spill, step, table
 from kt.core import listing as listings
 from kt.core.entries import FEWEST
 from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
@@ -90,7 +90,7 @@ def run(arguments) -> None:
             **rows.describe(),
             **left_out,
             **_normalisation(histogram),
-            "origin": source.origin(dataset),
+            "origin": source.origin(dataset) | layouts.origin(dataset.labels),
             "defaults": _defaults(dataset),
             "seconds": round(time.time() - step.start_time(), 3),
         }

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from kt.core import figures, pictures, step, summary, table, verdict
+from kt.core.auto import AUTO
 from kt.core.checking import plugin, plugins
 from kt.core.images import read_labels, read_pack
 from kt.core.records import as_csv, read_evaluation, sort_records, with_choice, with_targets
 from kt.core.step import ConfigError, DataError, log
 
+FEW = 10  # images a cluster, on average, below which a remark is made
 UNEVEN = 1.5  # times its even share that the largest class may have without a remark
 REPORT = dict.fromkeys(  # what a data report may say
     ("splits", "modes", "sizes", "rejected", "rejected_total", "ignored", "left_out_of_pool")
@@ -228,7 +230,7 @@ def better_files(comparison, models) -> list[tuple[str, Path]]:
 
 
 def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[str]:
-    """Says what is to be known beside the verdict: a run cut short, classes that are uneven.
+    """Says what is to be known beside the verdict: a short run, small clusters, uneven classes.
 
     Args:
         settings: The configuration.
@@ -237,7 +239,16 @@ def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[s
     found = []
     if (effort := settings.get("effort") or 1) < 1:
         found.append(f"A look: effort {effort:g} trains for that share of the epochs.")
-    judged_on = data.get((settings.get("use") or {}).get("evaluate"), {})
+    use = settings.get("use") or {}
+    pool = (data.get(use.get("cluster"), {}).get("splits") or {}).get("train-unlabelled") or {}
+    largest = max((k for k in settings.get("clusters", []) if k != AUTO), default=0)
+    if (images := pool.get("images", 0)) and images < FEW * largest:
+        found.append(
+            f"k = {largest} for {verdict.whole(images)} images: {images / largest:.1f} a cluster "
+            "on average, of which little can be learned; fewer clusters may do better, such as "
+            f"clusters={max(2, images // (2 * FEW))}."
+        )
+    judged_on = data.get(use.get("evaluate"), {})
     classes = ((judged_on.get("splits") or {}).get("test") or {}).get("classes")
     numbers = list(classes.values()) if isinstance(classes, dict) else []
     if len(numbers) > 1 and max(numbers) > UNEVEN * sum(numbers) / len(numbers):

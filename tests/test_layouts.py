@@ -214,7 +214,8 @@ def test_a_packed_table_gives_the_labels_it_names(tmp_path):
     files = {f"{i:03}.png": encoded(picture(i % 3, i)) for i in range(90)}
     root = write_folder(files, tmp_path / "all")
     rows = [f"{i:03}.png,kind {i % 3}" for i in range(45)]
-    pack(root, tmp_path / "packed", labels=str(text(tmp_path / "a.csv", "file,class", *rows)))
+    labels = str(text(tmp_path / "a.csv", "file,class", *rows))
+    assert pack(root, tmp_path / "packed", labels=labels)["origin"]["classes"] == labels
     for split, number in ((TRAIN, 36), (TEST, 9)):
         path = tmp_path / "packed" / f"{split}-labels.h5"
         with table.read(path, "labels", {"labels": 1}) as file:

@@ -352,6 +352,11 @@ def test_a_look_and_uneven_classes_are_remarked_on():
     assert "effort 0.05" in look and "right for 82.2 %" in uneven
     data["images"]["splits"]["test"]["classes"] = {"cat": 30, "dog": 25, "rare": 20}
     assert report.remarks(settings | {"effort": 1}, data) == []
+    pool = {"images": {"splits": {"train-unlabelled": {"images": 300}}}}
+    small = {"clusters": [5, "auto", 50], "use": {"cluster": "images"}}
+    (few,) = report.remarks(small, pool)
+    assert "k = 50 for 300 images: 6.0 a cluster" in few and "clusters=15" in few
+    assert report.remarks(small | {"clusters": ["auto", 30]}, pool) == []
     assert report.remarks({}, {}) == report.remarks(settings | {"effort": 1}, {"images": {}}) == []
 
 
