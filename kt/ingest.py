@@ -334,7 +334,7 @@ def _warn_of_flat_pictures(report: dict[str, Any]) -> None:
         log.warning(
             "the images to learn from are nearly all of one grey (mean %s, deviation %s of 1): "
             "networks will see little. Pictures of 16 bits are divided by 257; where yours use "
-            "only part of the range, stretch them before, all by the same factor",
+            "only part of the range, name it in `levels` of the data set",
             *(", ".join(f"{value:.3f}" for value in report[name]) for name in ("mean", "std")),
         )
 

@@ -48,6 +48,16 @@ def test_float_is_stretched_from_lowest_to_highest():
     assert pixels(encoded(Image.new("F", (16, 16), 7.0), "TIFF")).max() == 0
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_levels_say_what_becomes_black_and_white(kind):
+    payload = encoded(Image.fromarray((GREY.astype(kind) * 10 + 500).astype(kind)), "TIFF")
+    found = decode(payload, 16, MOST, (1000, 2000)).pixels[0]
+    wanted = np.rint((GREY.astype(float) * 10 - 500).clip(0, 1000) * 0.255)
+    assert np.abs(found - wanted).max() == 0 and found.min() == 0 and found.max() == 255
+    eight = encoded(Image.fromarray(GREY))
+    assert np.array_equal(decode(eight, 16, MOST, (1000, 2000)).pixels[0], GREY)
+
+
 def test_float_that_is_not_finite_is_refused():
     values = GREY.astype(np.float32)
     values[3, 3] = np.nan

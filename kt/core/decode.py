@@ -6,10 +6,10 @@ is decoded at 1/2, 1/4 or 1/8 first (libjpeg's scaling), to no less than twice t
 
 After `hurry` two steps go quicker ways to the same pixels: `kt.core.jpeg`, `kt.core.resample`.
 
-Rules by mode: grey gives three equal channels; 16-bit (also stored as
-32-bit integers) is divided by 257; float is stretched from its lowest to its highest value; palette
-and transparency are laid on white; of an animation the first frame counts; all else as Pillow
-converts it.
+Rules by mode: grey gives three equal channels; 16-bit (also stored as 32-bit integers) is divided by
+257; float is stretched from its lowest to its highest value; or both between two levels that are
+given; palette and transparency are laid on white; of an animation the first frame counts; all else
+as Pillow converts it.
 """
 
 from __future__ import annotations
@@ -65,20 +65,26 @@ class BadImage(Exception):
     """A file that is no usable picture; the text is the reason for the data report."""
 
 
-def decode(payload: bytes | np.ndarray, size: int, max_pixels: int) -> Decoded:
+Levels = tuple[float, float] | None
+
+
+def decode(
+    payload: bytes | np.ndarray, size: int, max_pixels: int, levels: Levels = None
+) -> Decoded:
     """Decodes one picture completely and packs it.
 
     Args:
         payload: The bytes of an image file, or pixels (H, W) or (H, W, 3) uint8.
         size: Edge of the result, pixels.
         max_pixels: Pictures with more are refused before they are decoded.
+        levels: Values that become black and white in pictures of 16 bits or floats.
 
     Raises:
         BadImage: It is truncated, no picture, too large or too small.
     """
     try:
         found = _ordinary(payload, size, max_pixels) if _quick.jpeg else None
-        return found or _decode(payload, size, max_pixels)
+        return found or _decode(payload, size, max_pixels, levels)
     except FAULTS as error:
         raise BadImage(f"{type(error).__name__}: {_without_address(error)}") from error
 
@@ -101,12 +107,12 @@ def hurry() -> None:
         _quick.resample, _quick.jpeg = resample, jpeg.by_torchvision()
 
 
-def _decode(payload: bytes | np.ndarray, size: int, max_pixels: int) -> Decoded:
+def _decode(payload: bytes | np.ndarray, size: int, max_pixels: int, levels: Levels) -> Decoded:
     image = _open(payload)
     mode, (width, height) = image.mode, image.size
     _check_size(width, height, max_pixels)
     image.draft(None, (2 * size, 2 * size))  # large JPEGs: decode at 1/2, 1/4 or 1/8
-    upright = _rgb(ImageOps.exif_transpose(image))
+    upright = _rgb(ImageOps.exif_transpose(image), levels)
     return Decoded(_pack(upright, size), mode, width, height)
 
 
@@ -161,12 +167,11 @@ def _has_end(payload: bytes) -> bool:
     return True  # an unusual header: Pillow shall judge
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, levels: Levels) -> Image.Image:
     if image.mode.startswith("I"):
-        values = np.asarray(image, np.float64).clip(0, 65535) / 257
-        image = Image.fromarray(np.rint(values).astype(np.uint8))
+        image = Image.fromarray(_stretched(np.asarray(image, np.float64), levels or (0, 65535)))
     elif image.mode == "F":
-        image = Image.fromarray(_stretched(np.asarray(image, np.float64)))
+        image = Image.fromarray(_stretched(np.asarray(image, np.float64), levels))
     elif image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -174,12 +179,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
+def _stretched(values: np.ndarray, levels: Levels) -> np.ndarray:
+    """Makes uint8 of values between two levels, those of the picture itself if none are given."""
     if not np.isfinite(values).all():
         raise BadImage("holds values that are not finite")
-    low, high = values.min(), values.max()
+    low, high = levels or (values.min(), values.max())
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((values - low) * scale).astype(np.uint8)
+    return np.rint((values.clip(low, high) - low) * scale).astype(np.uint8)
 
 
 def _pack(image: Image.Image, size: int) -> np.ndarray:

@@ -11,8 +11,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    FiniteFloat,
     Tag,
     model_serializer,
+    model_validator,
 )
 
 from kt.core.auto import AUTO
@@ -70,11 +72,22 @@ class Dataset(Settings):
         str | None,
         Field(description="null: by train/CLASS, test/CLASS; `folders`: by CLASS; or a CSV"),
     ] = None
+    levels: Annotated[
+        tuple[FiniteFloat, FiniteFloat] | None,
+        Field(description="of 16-bit and float images: what becomes black and white; null: a rule"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _levels_differ(self):
+        if self.levels and self.levels[0] >= self.levels[1]:
+            raise ValueError(f"levels: expected the darker one first, found {[*self.levels]}")
+        return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler) -> dict[str, Any]:
-        """Leaves out `labels` where there are none: what stands was made without the word."""
-        return {key: value for key, value in handler(self).items() if key != "labels" or value}
+        """Leaves out what is not given of the later keys: what stands was made without them."""
+        found = handler(self).items()
+        return {key: value for key, value in found if key not in ("labels", "levels") or value}
 
 
 class Use(Settings):

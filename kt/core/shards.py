@@ -209,7 +209,7 @@ class _Probe:
 
 def _packed(payload: bytes | np.ndarray, dataset: Dataset) -> Result:
     try:
-        found = decode.decode(payload, dataset.size, dataset.max_pixels)
+        found = decode.decode(payload, dataset.size, dataset.max_pixels, dataset.levels)
     except decode.BadImage as error:
         return Result(fault=str(error))
     digest = int.from_bytes(hashlib.sha256(found.pixels.data).digest()[:8], "little")
