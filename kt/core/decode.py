@@ -6,7 +6,7 @@ is decoded at 1/2, 1/4 or 1/8 first (libjpeg's scaling), to no less than twice t
 
 After `hurry` two steps go quicker ways to the same pixels: `kt.core.jpeg`, `kt.core.resample`.
 
-Rules by mode: grey gives three equal channels; 16-bit (also stored as 32-bit integers) is divided by
+Rules by mode: grey gives three equal channels; 16-bit (also as 32-bit integers) is divided by
 257; float is stretched from its lowest to its highest value; or both between two levels that are
 given; palette and transparency are laid on white; of an animation the first frame counts; all else
 as Pillow converts it.

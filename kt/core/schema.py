@@ -74,7 +74,9 @@ class Dataset(Settings):
     ] = None
     levels: Annotated[
         tuple[FiniteFloat, FiniteFloat] | None,
-        Field(description="of 16-bit and float images: what becomes black and white; null: a rule"),
+        Field(
+            description="of grey images of 16 bits or floats: what becomes black and white; null: a rule"
+        ),
     ] = None
 
     @model_validator(mode="after")
