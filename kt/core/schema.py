@@ -74,9 +74,7 @@ class Dataset(Settings):
     ] = None
     levels: Annotated[
         tuple[FiniteFloat, FiniteFloat] | None,
-        Field(
-            description="of grey images of 16 bits or floats: what becomes black and white; null: a rule"
-        ),
+        Field(description="black and white of grey images of 16 bits or floats; null: by rule"),
     ] = None
 
     @model_validator(mode="after")
