@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from kt import config, evaluate
-from kt.core import images, judge, model, table, training, views
+from kt.core import (
+    blocks,
+    images,
+    judge,
+    model,
+    pooling,
+    standardised,
+    table,
+    training,
+    views,
+)  # fmt: skip
 from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import clusters, finetune, knn, linear
 
@@ -138,6 +148,46 @@ def test_the_linear_probe_tells_all_layers_and_learns_easy_classes(backbone, dat
     for layer in backbone.layers:
         assert value(found, "top1", layer=layer) > 0.9
         assert 0 <= value(found, "validation_top1", layer=layer) <= 1
+
+
+def test_features_too_large_for_memory_are_streamed_to_the_same_end(backbone, data, monkeypatch):
+    options = linear.Options(**(LINEAR | {"map": 2}))
+    wanted = linear.evaluate(backbone, data, options, 0)
+    knn_options = knn.Options(neighbours=5, temperature=0.07, map=2)
+    nearest = knn.evaluate(backbone, data, knn_options, 0)
+    judge._features.cache_clear()
+    monkeypatch.setattr(judge, "MOST_BYTES", 100)
+    monkeypatch.setattr(knn, "COSINES", 100)
+    monkeypatch.setattr(standardised, "BLOCK", 7)
+    (layer, rows, _), *_ = pooling.probes(backbone, data, options)
+    assert isinstance(rows, blocks.Scratch) and layer == backbone.layers[0]
+    found = linear.evaluate(backbone, data, options, 0)
+    for one, two in zip(wanted, found, strict=True):
+        assert one["metric"] == two["metric"] and abs(one["value"] - two["value"]) < 0.02
+    assert knn.evaluate(backbone, data, knn_options, 0) == nearest
+
+
+def test_streamed_rows_are_the_standardised_ones_and_give_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(standardised, "BLOCK", 16)
+    random = np.random.default_rng(0)
+    train, test = (random.normal(3, 2, (number, 5)).astype(np.float32) for number in (50, 33))
+    labels = torch.arange(50) % 3
+    cpu = torch.device("cpu")
+    rows, queries = standardised.standardised(torch.from_numpy(train), torch.from_numpy(test), cpu)
+    scratch = blocks.Scratch(tmp_path, train.shape)
+    scratch[0:50] = train
+    streamed, others = standardised.standardised(scratch, torch.from_numpy(test), cpu)
+    for whole, parts in ((rows, streamed), (queries, others)):
+        found = torch.full_like(whole, np.nan)
+        for part, block in parts.blocks():
+            found[part] = block
+        assert torch.allclose(found, whole, atol=1e-5) and len(parts) == len(whole)
+    picked = torch.tensor([0, 3, 4, 15, 16, 17, 33, 48, 49])
+    start = torch.zeros(6, 3)
+    weights = linear.fit(rows[picked], labels[picked], start, 0.1, 100)
+    again = linear.fit(streamed[picked], labels[picked], start, 0.1, 100)
+    assert torch.allclose(weights, again, atol=1e-4) and weights.abs().max() > 0.1
+    assert torch.equal(linear.predict(queries, weights), linear.predict(others, again))
 
 
 def test_the_penalty_is_chosen_without_test_labels(backbone, data, monkeypatch):

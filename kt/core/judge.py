@@ -14,11 +14,13 @@ from torch import Tensor
 
 from kt.core import draws, step, training
 from kt.core.backbone import Backbone, pool
+from kt.core.blocks import Scratch
 from kt.core.images import Pack
 from kt.core.records import RIGHT, packed
 from kt.core.step import DataError
 
 DONE = "records.json"
+MOST_BYTES = 4 << 30  # of features in memory
 HELD_OUT = 0.2  # share of the labelled training images that choices are made on
 
 
@@ -53,7 +55,9 @@ class Data:
     state: Path | None = None
 
 
-def features(backbone: Backbone, pack: Pack, edge: int | dict[str, int]) -> dict[str, Tensor]:
+def features(
+    backbone: Backbone, pack: Pack, edge: int | dict[str, int]
+) -> dict[str, Tensor | Scratch]:
     """Gives pooled features of layers in one pass; the last two results are kept.
 
     Args:
@@ -63,7 +67,8 @@ def features(backbone: Backbone, pack: Pack, edge: int | dict[str, int]) -> dict
             layer and leaves out the others.
 
     Returns:
-        (N, D) float32 per layer, on the CPU; not to be changed in place.
+        (N, D) float32 per layer, on the CPU; not to be changed in place. In a file where a layer's
+        take more than `MOST_BYTES`.
     """
     edges = dict.fromkeys(backbone.layers, edge) if isinstance(edge, int) else edge
     return _features(backbone, weights_digest(backbone), pack, tuple(edges.items()))
@@ -73,15 +78,34 @@ def features(backbone: Backbone, pack: Pack, edge: int | dict[str, int]) -> dict
 @torch.inference_mode()
 def _features(
     backbone: Backbone, digest: str, pack: Pack, edges: tuple[tuple[str, int], ...]
-) -> dict[str, Tensor]:
-    edge_of = dict(edges)
-    found: dict[str, list[Tensor]] = {layer: [] for layer in edge_of}
+) -> dict[str, Tensor | Scratch]:
+    edge_of, first = dict(edges), 0
+    found: dict[str, Tensor | Scratch] = {}
     where = backbone.mean.device
     for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
         images = backbone.normalise(batch.to(where))
         for layer, maps in backbone.maps(images, edge_of).items():
-            found[layer].append(pool(maps, edge_of[layer]).cpu())
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+            rows = pool(maps, edge_of[layer]).cpu()
+            if layer not in found:
+                found[layer] = _room(pack, rows.shape[1])
+            found[layer][first : first + len(rows)] = rows
+        first += len(batch)
+    return found
+
+
+def _room(pack: Pack, width: int) -> Tensor | Scratch:
+    """Gives room for a layer's features: memory, or a file beside the pack."""
+    shape = (len(pack), width)
+    number = 4 * len(pack) * width
+    if number <= MOST_BYTES:
+        return torch.empty(shape)
+    step.check_space(pack.path, number)
+    return Scratch(pack.path.parent, shape)
+
+
+def whole(rows: Tensor | Scratch) -> Tensor:
+    """Gives features (N, D) as a tensor, wherever they stand."""
+    return torch.as_tensor(rows[:])
 
 
 def weights_digest(backbone: Backbone) -> str:

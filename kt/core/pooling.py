@@ -50,17 +50,23 @@ def nearest_edge(channels: int, edge: int, dimensions: int) -> int:
 def probes(backbone, data, options: Pooling) -> Iterator[tuple]:
     """Yields (layer, train, test) with features (N, D) and (T, D) float32, first layer first.
 
-    Where `dimensions` is given it is one pass for each layer, since the features of all layers
-    together may not fit into memory.
+    Where `dimensions` is given, or the features of all layers would not fit into memory together,
+    it is one pass for each layer.
     """
     from kt.core import judge
 
+    pack = data.train.pack
+    shapes = {layer: backbone.map_shape(pack.size, layer) for layer in backbone.layers}
+    wanted = {
+        layer: options.map or nearest_edge(channels, edge, options.dimensions)
+        for layer, (channels, edge, _) in shapes.items()
+    }
+    numbers = (
+        shapes[layer][0] * min(shapes[layer][1], edge) ** 2 for layer, edge in wanted.items()
+    )
+    together = options.map and 4 * len(pack) * sum(numbers) <= judge.MOST_BYTES
     for layer in backbone.layers:
-        if options.dimensions is None:
-            edges = dict.fromkeys(backbone.layers, options.map)
-        else:
-            channels, edge, _ = backbone.map_shape(data.train.pack.size, layer)
-            edges = {layer: nearest_edge(channels, edge, options.dimensions)}
+        edges = wanted if together else {layer: wanted[layer]}
         train, test = (
             judge.features(backbone, split.pack, edges)[layer] for split in (data.train, data.test)
         )

@@ -49,7 +49,8 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
 
     layer = backbone.layers[-1]
     train, test = (
-        _unit(judge.features(backbone, split.pack, 1)[layer]) for split in (data.train, data.test)
+        _unit(judge.features(backbone, split.pack, 1)[layer][:])
+        for split in (data.train, data.test)
     )
     k = min(data.num_classes, len(train))
     centroids, _ = cluster.kmeans(train, k, options.iterations, 3, False, seed)

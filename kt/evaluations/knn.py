@@ -16,6 +16,7 @@ from kt.config import Count, Settings
 NEEDS_LABELS = True
 FROZEN = True
 CHOOSES = True
+COSINES = 2**27  # that stand in memory at once
 
 
 class Options(Settings):
@@ -34,7 +35,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
 
     layer = backbone.layers[-1]
     train, test = (
-        functional.normalize(judge.features(backbone, split.pack, options.map)[layer])
+        functional.normalize(judge.whole(judge.features(backbone, split.pack, options.map)[layer]))
         for split in (data.train, data.test)
     )
     labels = data.train.labels
@@ -63,7 +64,7 @@ def vote(queries, train, labels, num_classes: int, options: Options):
     import torch
 
     predicted = []
-    for part in queries.split(2048):
+    for part in queries.split(min(2048, max(1, COSINES // len(train)))):
         cosine, nearest = (part @ train.T).topk(min(options.neighbours, len(train)), 1)
         weights = ((cosine - cosine[:, :1]) / options.temperature).exp()
         votes = torch.zeros(len(part), num_classes).scatter_add_(1, labels[nearest], weights)

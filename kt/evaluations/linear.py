@@ -3,7 +3,8 @@
 The backbone is frozen and in eval mode; each layer's map is pooled (paper, section 5: to about
 9,000 dimensions), features are standardised by the training images, the weights are found by
 L-BFGS, which needs no schedule (Kolesnikov et al., CVPR 2019). The regularisation is chosen on a
-held-out part of train, never on test; then all of train is fitted with it.
+held-out part of train, never on test; then all of train is fitted with it. Features that take more
+than `judge.MOST_BYTES` are streamed from a file, and the fit runs where the network does.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     import torch
 
     from kt.core import judge, pooling
+    from kt.core.standardised import standardised
 
     kept, out = judge.held_out(data.train)
     labels, found = data.train.labels, []
-    for layer, rows, queries in pooling.probes(backbone, data, options):
-        mean, std = rows.mean(0), rows.std(0).clamp(min=1e-6)
-        rows, queries = (rows - mean) / std, (queries - mean) / std
+    for layer, *features in pooling.probes(backbone, data, options):
+        rows, queries = standardised(*features, backbone.mean.device)
         best, penalty, start = -1.0, 0.0, torch.zeros(rows.shape[1] + 1, data.num_classes)
         for candidate in sorted(options.penalties, reverse=True):  # each starts from the one before
             weights = fit(rows[kept], labels[kept], start, candidate, options.iterations)
@@ -62,7 +63,7 @@ def fit(rows, labels, start, penalty: float, iterations: int):
     """Fits multinomial logistic regression: mean cross-entropy + penalty / 2 * squared weights.
 
     Args:
-        rows: (N, D) float32, standardised.
+        rows: (N, D) float32, standardised, or `Streamed`.
         labels: (N,) int64.
         start: (D + 1, C) float32 weights to start from.
         penalty: Acts on the weights, not on the biases.
@@ -75,17 +76,34 @@ def fit(rows, labels, start, penalty: float, iterations: int):
 
     from kt.core.convex import minimise
 
-    target = torch.nn.functional.one_hot(labels, start.shape[1]).to(rows.dtype)
+    def target(part, like):
+        return torch.nn.functional.one_hot(labels[part], start.shape[1]).to(like)
+
+    def blocks():
+        return ((block, target(part, block)) for part, block in rows.blocks())
+
+    whole = [(rows, target(slice(None), rows))] if isinstance(rows, torch.Tensor) else None
 
     def loss_and_gradient(weights):
-        logs = (rows @ weights[:-1] + weights[-1]).log_softmax(1)
-        loss = -(logs * target).sum() / len(rows) + penalty / 2 * weights[:-1].square().sum()
-        error = (logs.exp() - target) / len(rows)
-        return loss, torch.cat([rows.T @ error + penalty * weights[:-1], error.sum(0)[None]])
+        loss, slope, bias = 0.0, 0.0, 0.0
+        for some, wanted in whole or blocks():
+            logs = (some @ weights[:-1] + weights[-1]).log_softmax(1)
+            error = (logs.exp() - wanted) / len(rows)
+            loss = loss - (logs * wanted).sum() / len(rows)
+            slope, bias = slope + some.T @ error, bias + error.sum(0)
+        loss = loss + penalty / 2 * weights[:-1].square().sum()
+        return loss, torch.cat([slope + penalty * weights[:-1], bias[None]])
 
+    if whole is None:
+        start = start.to(rows.mean)
+        torch.backends.cuda.matmul.allow_tf32 = False
     return minimise(loss_and_gradient, start, iterations)
 
 
 def predict(rows, weights):
-    """Gives the likeliest labels (N,) int64 for rows (N, D)."""
-    return (rows @ weights[:-1] + weights[-1]).argmax(1)
+    """Gives the likeliest labels (N,) int64 for rows (N, D), or `Streamed` ones."""
+    import torch
+
+    blocks = [rows] if isinstance(rows, torch.Tensor) else (block for _, block in rows.blocks())
+    found = [(some @ weights[:-1] + weights[-1]).argmax(1).cpu() for some in blocks]
+    return torch.cat(found)

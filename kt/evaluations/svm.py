@@ -54,7 +54,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     kept, out = judge.held_out(data.train)
     few, found = few_labels(train, kept, data.train.pack.ids, options, seed), []
     for layer, *features in pooling.probes(backbone, data, options):
-        rows, queries = map(functional.normalize, features)
+        rows, queries = (functional.normalize(judge.whole(one)) for one in features)
         cost, (start,), right = choose(rows, train, [kept], out, options, main)
         found += judge.records({RULES[main]: right}, len(out), layer=layer)
         weights = svm.fit(rows, train, start, cost, options.positive_weight, options.iterations)
