@@ -82,6 +82,7 @@ def run(arguments) -> None:
         left = {split: len(rows.of(split)) for split in SPLITS}
         copies = left_out["left_out_of_pool"] + left_out["left_out_of_train"]
         _check_numbers(left, dataset, listed, copies)
+        _warn_of_lost_classes(rows)
         settings = {"dataset": dataset, "seed": arguments.seed}
         packs = folder / "packs"
         histogram = _write_tables(rows, packs, settings)
@@ -133,7 +134,9 @@ def _workplace(output: Path, state: Path | None, part: Part) -> Iterator[tuple[P
 
 
 def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
-    """Draws each split's share, as the limits say; a missing pool is drawn from train.
+    """Draws each split's share, as the limits say; what the pool lacks is drawn from train.
+
+    Each class keeps a label.
 
     Returns:
         (N,) int8, the number of the split that an entry is chosen for, else -1.
@@ -146,17 +149,15 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
 
     ranked = [of(number) for number in range(len(SPLITS))]
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
-    if not len(ranked[pool]):
-        number = share(len(ranked[train]), dataset)
-        whole = ranked[train]
-        ranked[pool], ranked[train] = whole[:number], whole[number:]
-        rare = _lacking(whole, ranked[train][: dataset.labelled], listed)
-        if len(rare):
-            blocks = (part[~np.isin(part, rare)] for part in spill.parts(whole))
-            others = spill.stored(listed.folder, np.int64, blocks)
-            ranked[pool] = others[:number]
-            parts = itertools.chain([rare], spill.parts(others[number:]))
-            ranked[train] = spill.stored(listed.folder, np.int64, parts)
+    number, whole = from_train(len(ranked[pool]), len(ranked[train]), dataset), ranked[train]
+    first = _one_of_each(whole, whole[number:][: dataset.labelled], listed)
+    if number or len(first):
+        blocks = (part[~np.isin(part, first)] for part in spill.parts(whole))
+        others = spill.stored(listed.folder, np.int64, blocks)
+        parts = itertools.chain(spill.parts(ranked[pool]), spill.parts(others[:number]))
+        ranked[pool] = spill.stored(listed.folder, np.int64, parts)
+        parts = itertools.chain([first], spill.parts(others[number:]))
+        ranked[train] = spill.stored(listed.folder, np.int64, parts)
     limits = (dataset.unlabelled, dataset.labelled, dataset.test)
     chosen = np.full(len(splits), -1, np.int8)
     for number, limit in enumerate(limits):
@@ -164,19 +165,31 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
     return chosen
 
 
-def _lacking(train: np.ndarray, labelled: np.ndarray, listed: Listing) -> np.ndarray:
-    """Gives a row of each class of train, (n,) int64, that has none among those with labels."""
-    labels, last = listed.columns["label"], np.full(len(listed.classes), -1)
+def _one_of_each(train: np.ndarray, labelled: np.ndarray, listed: Listing) -> np.ndarray:
+    """Gives a row of each class of train, (n,) int64; none where no class lacks a label."""
+    labels, rows = listed.columns["label"], np.full(len(listed.classes), -1)
+    lacking = np.zeros(len(listed.classes), bool)
     for part in spill.parts(train):
         known = part[labels[part] >= 0]
-        last[labels[known]] = known  # of several the last one counts
+        rows[labels[known]] = known  # of several the last one counts
+        lacking[labels[known]] = True
     for part in spill.parts(labelled):
-        last[labels[part][labels[part] >= 0]] = -1
-    return np.sort(last[last >= 0])
+        lacking[labels[part][labels[part] >= 0]] = False
+    return np.sort(rows[rows >= 0]) if lacking.any() else np.empty(0, np.int64)
+
+
+def from_train(pool: int, train: int, dataset: config.Dataset) -> int:
+    """Says how many of train are learned from without labels.
+
+    As many as would be if there were no pool, where there is none; less those that are there,
+    where `labels` leaves over what has none, by chance a few. A folder of the pool stays as it is.
+    """
+    wanted = share(train, dataset)
+    return max(0, wanted - pool) if dataset.labels else 0 if pool else wanted
 
 
 def share(train: int, dataset: config.Dataset) -> int:
-    """Says how many of train are the pool, without labels.
+    """Says how many of train are the pool where there is no other.
 
     Half where nothing is said, or where too few would keep their labels.
     """
@@ -209,6 +222,22 @@ def _check_numbers(
             raise DataError(
                 f"{dataset.path}: {other} has images, but none of {split} could be used{left_out}"
             )
+
+
+def _warn_of_lost_classes(rows: Rows) -> None:
+    """Warns where a class is left in one of train and test alone: by copies, bad files, limits."""
+    there: dict[str, set[int]] = {}
+    for split in (TRAIN, TEST):
+        blocks = (rows.labels(part) for part in spill.parts(rows.of(split)))
+        there[split] = {int(label) for block in blocks for label in np.unique(block)}
+    for split, other in ((TRAIN, TEST), (TEST, TRAIN)):
+        lost = sorted(rows.listing.classes[label] for label in there[other] - there[split])
+        if lost:
+            log.warning(
+                "%d classes have images in %s and none is left in %s, such as %s: copies of test "
+                "images and bad files are left out, and limits draw; their images judge no network",
+                len(lost), other, split, ", ".join(map(repr, lost[:5])),
+            )  # fmt: skip
 
 
 def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset) -> None:

@@ -167,9 +167,8 @@ def _counted(job: Job) -> Job:
     counts = {**_pictures(dataset.path, dataset.labels)} if dataset.source in OWN else {}
     if not counts:
         return job
-    if not counts[POOL]:
-        counts[POOL] = ingest.share(counts[TRAIN], dataset)
-        counts[TRAIN] -= counts[POOL]
+    drawn = ingest.from_train(counts[POOL], counts[TRAIN], dataset)
+    counts |= {POOL: counts[POOL] + drawn, TRAIN: counts[TRAIN] - drawn}
     limits = {limit: getattr(dataset, limit) for limit in LIMITS.values()}
     there = {limit: counts[split] for split, limit in LIMITS.items()}
     found = {name: n if limits[name] is None else min(n, limits[name]) for name, n in there.items()}

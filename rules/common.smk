@@ -45,8 +45,10 @@ def read_config():
         settings = schema.resolve(ROOT, *overlays())
         judged_on = settings.datasets[settings.use.evaluate]
         for key, path in plan.given_files(settings).items():
-            if not Path(path).is_file():
-                raise schema.ConfigError(f"{key}: expected a file, found none at {_absolute(path)}")
+            if not os.path.isfile(path):  # relative ones are meant from where results go
+                raise schema.ConfigError(
+                    f"{key}: expected a file, found none at {Path(path).absolute()}"
+                )
         if settings.images:
             enough = max(FEWEST, *settings.numbers, 0)
             labels = settings.datasets["images"].labels
@@ -54,7 +56,7 @@ def read_config():
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
-                    f"{settings.images}{unread(settings.images)}"
+                    f"{settings.images}{unread(settings.images, labels)}"
                 )
             largest = max(settings.numbers, default=0)
             clustered = settings.datasets[settings.use.cluster].path == settings.images
@@ -94,8 +96,11 @@ def overlays():
         found = [*map(schema.read, given.configfiles), dict(given.config)]
     for overlay in found:
         for key in ("images", "labels"):
-            if overlay.get(key) not in (None, "null", layouts.FOLDERS):
-                overlay[key] = str(_absolute(str(overlay[key])))
+            named = str(overlay.get(key) or "null")
+            if key == "labels" and named.lower() == layouts.FOLDERS:
+                overlay[key] = layouts.FOLDERS
+            elif named != "null":
+                overlay[key] = str(_absolute(named))
     return [schema.with_nulls(overlay) for overlay in found]
 
 
@@ -172,15 +177,15 @@ def data_report_of(role):
     return f"results/data/{getattr(SETTINGS.use, role)}/report.json"
 
 
-def table_of_labels(wildcards):
-    """Gives the table that says what a data set's pictures show, where it has one."""
-    labels = SETTINGS.datasets[wildcards.dataset].labels
-    return [] if labels in (None, layouts.FOLDERS) else labels
-
-
 def ingest_state(wildcards):
-    """Gives the folder where a killed ingest goes on, and where its parts meet."""
+    """Gives the folder where a killed ingest goes on, and where its parts meet.
+
+    Another one for another table of labels: this param makes all again when the table has changed.
+    As an input it would be looked at by its time, and an older file may have taken its place.
+    """
     settings = [SETTINGS.datasets[wildcards.dataset], SETTINGS.seed]
+    if settings[0].labels not in (None, layouts.FOLDERS):
+        settings.append(layouts.origin(settings[0].labels))
     return plan.state(f"ingest-{wildcards.dataset}", settings)
 
 

@@ -1,7 +1,6 @@
 rule ingest:
     """Packs the images of a data set: oriented, RGB, resized, cropped; labels apart."""
     input:
-        labels=table_of_labels,
         parts=lambda w: parts_of(
             w,
             "results/parts/ingest/{dataset}/{part}-of-{parts}.txt",
@@ -46,8 +45,6 @@ rule ingest:
 
 rule ingest_part:
     """Decodes a part of a data set's images, where `shards` says that several jobs do."""
-    input:
-        labels=table_of_labels,
     output:
         temp("results/parts/ingest/{dataset}/{part}-of-{parts}.txt"),
     log:

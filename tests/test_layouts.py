@@ -1,5 +1,8 @@
 """Classes by folders alone or by a table: who is drawn for testing, and what is refused."""
 
+import os
+import tarfile
+
 import pytest
 from drawing import encoded, pattern, picture, tree, write_folder, write_tar, write_zip
 from running import output, run, workflow
@@ -13,6 +16,8 @@ from kt.sources import pictures
 
 PNG = encoded(picture(0, 0))
 FOLDERS = layouts.FOLDERS
+# Of cat/000.png to dog/014.png, by hand with hashlib.
+DRAWN = {"cat/000.png", "cat/005.png", "cat/011.png", "dog/005.png", "dog/006.png", "dog/007.png"}
 
 
 def listed(path, labels) -> dict[str, tuple[str, str | None]]:
@@ -81,7 +86,12 @@ def test_a_pool_beside_the_classes_stays_one(tmp_path):
 @pytest.mark.parametrize(
     "files, said",
     [
-        (tree(2, 2, 2), "have folders of classes, so nothing is to be drawn"),
+        (tree(2, 2, 2), "test/ has folders of classes, and beside it stand train/"),
+        (
+            by_class({"cat": 5, "dog": 5}) | by_class({"cat": 5}, "test/"),
+            "beside it stand cat/, dog/",
+        ),
+        (by_class({"cat": 5}) | by_class({"dog": 5, "cat": 5}, "train/"), "beside it stand cat/"),
         (by_class({"cat": 5}) | {"a.png": PNG}, "at least two classes, found 'cat'"),
         (by_class({"cat": 5, "dog": 1}), "1 have only one, such as 'dog'"),
         ({"a.png": PNG, "b.png": PNG}, "at least two classes, found none"),
@@ -90,6 +100,47 @@ def test_a_pool_beside_the_classes_stays_one(tmp_path):
 def test_folders_that_are_no_classes_are_refused(tmp_path, files, said):
     with pytest.raises(DataError, match=said):
         listed(write_folder(files, tmp_path), FOLDERS)
+
+
+def test_who_is_drawn_does_not_change(tmp_path):
+    """Another test set would be another comparison: the hash, and what it is of, must stay."""
+    files = by_class({"cat": 15, "dog": 15})
+    root = write_folder(files, tmp_path / "all")
+    drawn = {name for name, (split, _) in listed(root, FOLDERS).items() if split == TEST}
+    assert drawn == DRAWN
+    rows = [f"{name},{name[:3]}" for name in reversed(files)]
+    labels = text(tmp_path / "a.csv", "file,class", *rows)
+    assert {name for name, (split, _) in listed(root, labels).items() if split == TEST} == DRAWN
+
+
+def test_a_test_folder_without_classes_and_odd_names_are_no_classes(tmp_path):
+    files = by_class({"cat": 5, "dog": 5}) | {"test/1.png": PNG, "test/2.png": PNG}
+    found = listed(write_folder(files, tmp_path / "a"), FOLDERS)
+    assert found["test/1.png"] == (POOL, None) and count(found, TEST) == 2
+    found = listed(write_folder(by_class({"train": 5, "plane": 5}), tmp_path / "b"), FOLDERS)
+    assert count(found, TRAIN, "train") == count(found, TRAIN, "plane") == 4
+    files = by_class({"cat": 5, "dog": 5}, "photos/") | {"loose.png": PNG}
+    files |= by_class({"cat": 2}, "unlabelled/") | by_class({"owl": 2}, "photos/unlabelled/")
+    found = listed(write_folder(files, tmp_path / "c"), FOLDERS)
+    assert count(found, TEST) == 2 and found["loose.png"] == (POOL, None)
+    assert count(found, POOL, "cat") == count(found, POOL, "owl") == 2
+    files = by_class({"cat": 5, "dog": 5}, "train/") | by_class({"cat": 2}, "Unlabelled/")
+    found = listed(write_folder(files, tmp_path / "d"), FOLDERS)
+    assert count(found, POOL, "cat") == 2 and count(found, TRAIN) == 8
+
+
+def test_a_name_that_comes_twice_in_an_archive_is_one_picture(tmp_path):
+    files = by_class({"cat": 5, "dog": 2})
+    path = write_tar(files, tmp_path / "a.tar")
+    write_tar({"dog/000.png": PNG, "cat/001.png": PNG}, tmp_path / "b.tar")
+    with tarfile.open(path, "a") as more, tarfile.open(tmp_path / "b.tar") as again:
+        for member in again:
+            more.addfile(member, again.extractfile(member))
+    found = listed(path, FOLDERS)
+    assert count(found, TEST, "dog") == count(found, TRAIN, "dog") == 1
+    rows = [f"{name},{name[:3]}" for name in files]
+    found = listed(path, text(tmp_path / "a.csv", "file,class", *rows))
+    assert count(found, TEST, "dog") == count(found, TRAIN, "dog") == 1
 
 
 def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
@@ -137,11 +188,54 @@ def test_other_marks_columns_and_ways_to_name_a_file_mean_the_same(tmp_path, hea
     )
 
 
+@pytest.mark.parametrize("beside", ["a.xml", "a.cr2", ".thumb/a.png", "a.txt"])
+def test_other_files_beside_a_picture_do_not_take_its_label(tmp_path, beside):
+    files = {f"img/{name}.png": PNG for name in "abcd"}
+    others = {beside: PNG, f"img/{beside}": PNG}
+    root = write_folder(files | others, tmp_path / "all")
+    found = listed(root, text(tmp_path / "a.csv", "id,label", *"a,x b,x c,y d,y".split()))
+    assert {name: kind for name, (_, kind) in found.items()} == dict(
+        zip(files, "xxyy", strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["/kaggle/input/b/{}.png,{}", "C:\\data\\{}.png,{}", "all/2020/{}.png,{}"],
+        ["{}.PNG,{}", "2020/{}.Png,{}", "{}.jpg,{}"],
+    ],
+)
+def test_names_from_elsewhere_and_of_another_case_are_found(tmp_path, rows):
+    root = write_folder({f"2020/caf\u00e9{i}.png": PNG for i in range(8)}, tmp_path / "all")
+    for row in rows:
+        lines = [row.format(f"Cafe\u0301{i}", "xy"[i % 2]) for i in range(8)]
+        found = listed(root, text(tmp_path / "a.csv", "file,class", *lines))
+        assert [kind for _, kind in found.values()] == list("xyxyxyxy"), row
+
+
+def test_folders_that_all_rows_share_are_meant_where_a_file_is_in_them(tmp_path):
+    names = [f"{year}/{name}.png" for year in (2020, 2021) for name in "abcd"]
+    root = write_folder(dict.fromkeys(names, PNG), tmp_path / "all")
+    rows = "2020/a.png,x 2020/b.png,x 2020/c.png,y 2020/d.png,y 2020/e.png,y".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+    assert {name for name, (_, kind) in found.items() if kind} == set(names[:4])
+    (root / "2020/d.png").rename(root / "2021/e.png")  # not the 2020/e.png of the table
+    rows[3] = "2020/z.png,y"
+    with pytest.raises(DataError, match="1 have only one, such as 'y'"):
+        listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+
+
 def test_the_closest_name_counts(tmp_path):
     files = {"a.png": PNG, "sub/a.png": PNG, "b.png": PNG, "c.png": PNG, "d.png": PNG}
     root = write_folder(files, tmp_path / "all")
     found = listed(root, text(tmp_path / "a.csv", "file,class", *"a.png,x b.png,x c,y d,y".split()))
     assert found["sub/a.png"] == (POOL, None) and found["a.png"][1] == "x"
+    files = {"x/a.png": PNG, "y/a.png": PNG, "b.png": PNG, "c.png": PNG}
+    root = write_folder(files, tmp_path / "more")
+    rows = "x/a.png,x a.png,y b,x c,y".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+    assert found["x/a.png"][1] == "x" and found["y/a.png"][1] == "y"
 
 
 def test_the_split_may_be_given(tmp_path):
@@ -150,6 +244,10 @@ def test_the_split_may_be_given(tmp_path):
     found = listed(root, text(tmp_path / "a.csv", "file,class,split", *rows))
     assert found["b.png"] == (TEST, "x") and found["c.png"] == (TRAIN, "y")
     assert found["e.png"] == (POOL, "y") and found["f.png"] == (POOL, None)
+    rows = "a,x,train b,x,test c,y,train d,y,test e,y,val f,,unlabelled a,x,train".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class,split", *rows))
+    assert found["e.png"] == (POOL, "y") and found["f.png"] == (POOL, None)
+    assert count(found, TEST) == count(found, TRAIN) == 2
 
 
 def test_rows_without_a_file_are_told_and_files_that_are_no_pictures(tmp_path, caplog):
@@ -175,10 +273,12 @@ def test_rows_without_a_file_are_told_and_files_that_are_no_pictures(tmp_path, c
         (["file,class", "e.png,x", "a.png,x"], "1 rows mean several files"),
         (["file,class", "a,x", "b,x", "c,x"], "at least two classes, found 'x'"),
         (["file,class", "a,x", "b,x", "c,y"], "1 have only one, such as 'y'"),
-        (["file,class,split", "a,x,train", "b,y,tset"], "line 3: expected a split, .*'tset'"),
+        (["file,class,split", "a,x,train", "b,y,tset"], "line 3: expected as split .*'tset'"),
         (["file,class,split", "a,x,train", "b,y,"], "in each row or in none"),
         (["file,class,split", "a,x,train", "b,y,train"], "must stand in train and in test"),
-        (["file,class,split", "a,x,test", "b,y,val"], "for test and for validation"),
+        (["file,class,split", *"a,x,train b,y,train c,y,val d,x,test".split()], "and in test"),
+        (["file,class", "a,x", "a.png,y", "b,x", "c,y"], "1 rows mean a file that another row"),
+        (["file,class", "a,x,y", "b,y"], "line 2: expected 2 values, found 3"),
         (['file,class', 'a,"x', "b,y"], "expected a CSV"),
     ],
 )  # fmt: skip
@@ -224,6 +324,51 @@ def test_a_packed_table_gives_the_labels_it_names(tmp_path):
         assert [int(key[:3]) % 3 for key in keys] == labels.tolist()
 
 
+def test_a_few_pictures_without_a_label_are_not_all_that_is_learned_from(tmp_path):
+    files = {f"{kind}/{i:03}.png": encoded(pattern(k, i)) for i in range(40)
+             for k, kind in enumerate(("dog", "cat"))}  # fmt: skip
+    root = write_folder(files | {"loose.png": encoded(pattern(2, 0))}, tmp_path / "all")
+    report = pack(root, tmp_path / "packed", labels=FOLDERS, unlabelled=100, labelled=50)
+    found = {split: report["splits"][split]["images"] for split in (POOL, TRAIN, TEST)}
+    assert found == {POOL: 32, TRAIN: 33, TEST: 16}  # 81 in all
+    assert pictures.count_pictures(str(root), labels=FOLDERS) == (32, True)
+    assert pictures.has_labels(dataset("pictures", root, labels=FOLDERS))
+    assert not pictures.has_labels(dataset("pictures", root))
+    kept = pack(root, tmp_path / "more", labels=FOLDERS, unlabelled=20, labelled=50)
+    assert kept["splits"][POOL]["images"] == 20 and kept["splits"][TRAIN]["images"] == 45
+
+
+def test_a_class_that_copies_leave_without_images_is_told(tmp_path, caplog):
+    files = {f"{kind}/{i:03}.png": encoded(pattern(k, i)) for i in range(20)
+             for k, kind in enumerate(("dog", "cat"))}  # fmt: skip
+    files |= {f"owl/{i}.png": PNG for i in range(4)}
+    pack(write_folder(files, tmp_path / "all"), tmp_path / "packed", labels=FOLDERS)
+    assert "1 classes have images in test and none is left in train, such as 'owl'" in caplog.text
+
+
+def test_rare_classes_keep_a_label_where_there_is_a_pool_too(tmp_path):
+    files = {f"{i:03}.png": encoded(pattern(i % 3, i)) for i in range(150)}
+    root = write_folder(files, tmp_path / "all")
+    rows = [f"{i:03},kind {i // 2 if i < 40 else 99}" for i in range(100)]
+    labels = str(text(tmp_path / "a.csv", "file,class", *rows))
+    report = pack(root, tmp_path / "packed", labels=labels, labelled=30)
+    assert len(report["splits"][TRAIN]["classes"]) == 21 and report["splits"][TRAIN]["images"] == 30
+
+
+def test_settings_without_the_later_keys_are_as_before():
+    given = dataset("pictures", "a").model_dump()
+    assert "labels" not in given and "levels" not in given
+    given = dataset("pictures", "a", labels=FOLDERS, levels=[0, 10]).model_dump()
+    assert given["labels"] == FOLDERS and given["levels"] == (0, 10)
+
+
+def test_an_archive_is_listed_anew_for_other_labels(tmp_path):
+    path = write_zip(by_class({"cat": 5, "dog": 5}), tmp_path / "a.zip")
+    assert count(listed(path, FOLDERS), TEST) == 2
+    rows = [f"{kind}/{i:03}.png,{kind}" for kind in ("cat", "dog") for i in range(2)]
+    assert count(listed(path, text(tmp_path / "a.csv", "file,class", *rows)), POOL) == 6
+
+
 def test_the_workflow_takes_both_and_a_changed_table_packs_anew(tmp_path):
     files = {f"{kind}/{i:03}.png": encoded(pattern(k, i)) for i in range(30)
              for k, kind in enumerate(("dog", "cat"))}  # fmt: skip
@@ -240,3 +385,19 @@ def test_the_workflow_takes_both_and_a_changed_table_packs_anew(tmp_path):
     text(labels, "file,class", *rows[2:])
     again = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
     assert "ingest images" in output(again)
+    text(labels, "file,class", *rows[4:])
+    os.utime(labels, (1.6e9, 1.6e9))  # a file of before took its place
+    again = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
+    assert "ingest images" in output(again)
+    os.utime(labels)  # touched alone
+    again = workflow(tmp_path / "b", root, wanted, config=["labels=my labels.csv"], cwd=tmp_path)
+    assert "Nothing to be done" in output(again)
+    odd = text(tmp_path / "odd {x}.csv", "file,class", *rows)
+    done = workflow(tmp_path / "c", root, wanted, config=[f"labels={odd.name}"], cwd=tmp_path)
+    assert done.returncode == 0, output(done)
+    text(labels, "file,class", rows[0], rows[0] + "s")
+    done = workflow(tmp_path / "c", root, "-n", config=["labels=my labels.csv"], cwd=tmp_path)
+    assert done.returncode == 3 and "came before" in done.stderr, output(done)
+    named = 'datasets={"images": {"labels": "far.csv"}}'
+    done = workflow(tmp_path / "c", root, "-n", config=[named], cwd=tmp_path)
+    assert done.returncode == 2 and str(tmp_path / "c" / "far.csv") in done.stderr, output(done)

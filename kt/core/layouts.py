@@ -1,21 +1,20 @@
 """What the names of pictures say: of which split they are, and of which class.
 
-Three layouts: folders of splits and classes, folders of classes alone, and a table of classes.
+Three layouts: folders of splits and classes, folders of classes alone, and a table of classes
+(`kt.core.class_table`).
 """
 
 from __future__ import annotations
 
 import array
-import csv
 import functools
 import hashlib
-import os
 import re
 from typing import Protocol
 
 import numpy as np
 
-from kt.core.ending import ConfigError, DataError, log
+from kt.core.ending import DataError, log
 
 SPLITS = POOL, TRAIN, TEST = ("train-unlabelled", "train", "test")
 # Other usual names of the splits, with small letters and hyphens; the first that is there counts.
@@ -24,14 +23,10 @@ USUAL = {
     TRAIN: ("train", "training"),
     TEST: ("test", "testing", "val", "valid", "validation"),
 }
+SPLIT_WORDS = {*USUAL[TRAIN], *USUAL[TEST]}
 FOLDERS = "folders"  # as `labels`
 TEST_SHARE = 0.2  # of each class, where nothing says which pictures are for testing
 MOST_FOLDERS = 1000  # that may be meant as classes
-COLUMNS = {  # usual names, with small letters; the first that is there counts
-    "file": ("file", "filename", "file_name", "path", "image", "image_id", "id", "name"),
-    "class": ("class", "label", "class_name", "category", "target", "species"),
-    "split": ("split", "set", "subset"),
-}
 
 
 class Layout(Protocol):
@@ -59,7 +54,11 @@ def layout(labels: str | None) -> Layout:
     """Gives the layout for a value of `labels`: null, `folders`, or the path of a table."""
     if labels is None:
         return SplitFolders()
-    return ClassFolders() if labels == FOLDERS else Table(labels)
+    if labels == FOLDERS:
+        return ClassFolders()
+    from kt.core.class_table import ClassTable
+
+    return ClassTable(labels)
 
 
 def origin(labels: str | None) -> dict[str, str]:
@@ -81,7 +80,7 @@ def rank_of(name: str) -> int:
 
 
 @functools.cache
-def _tell(warning: str) -> None:
+def tell(warning: str) -> None:
     """Warns once: a folder may be listed more than once."""
     log.warning("%s", warning)
 
@@ -120,12 +119,12 @@ class SplitFolders:
             return
         deeper = {name for folder in self.folders for name in folder}
         if {TRAIN, TEST} <= {*_splits(deeper).values()}:
-            _tell(
+            tell(
                 f"{where}: there are folders train and test further down, which are not taken for "
                 "splits: other pictures stand beside or above them"
             )
         elif 2 <= len(tops) <= MOST_FOLDERS and all(len(p) > self.depth + 1 for p in pictures):
-            _tell(
+            tell(
                 f"{where}: all pictures stand in {len(tops)} folders; should those be their "
                 "classes, add labels=folders, else they are learned from without labels"
             )
@@ -150,7 +149,7 @@ def _splits(folders: set[str]) -> dict[str, str]:
     exact = {name: name for name in SPLITS if name in folders}
     named: dict[str, list[str]] = {}
     for name in sorted(folders):
-        named.setdefault(_plain(name), []).append(name)
+        named.setdefault(plain(name), []).append(name)
     found = {}
     for split, words in USUAL.items():
         if split in exact:
@@ -160,7 +159,8 @@ def _splits(folders: set[str]) -> dict[str, str]:
     return found if {TRAIN, TEST} <= {*found.values()} else exact
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Makes a name comparable with the usual ones."""
     return re.sub(r"[\s_]+", "-", name.strip().lower())
 
 
@@ -192,10 +192,10 @@ def _check_folders(pictures: list[tuple[str, ...]], where: str) -> None:
                 f"in {split}/CLASS/; add them{drawn if split == TEST else ''}, or leave out both "
                 "folders to work without labels"
             )
-    _check_classes(found[TRAIN], found[TEST], where)
+    check_classes(found[TRAIN], found[TEST], where)
 
 
-def _check_classes(train: set[str], test: set[str], where: str) -> None:
+def check_classes(train: set[str], test: set[str], where: str) -> None:
     """Refuses classes of one split alone, and a single class."""
     if alone := sorted(train ^ test):
         raise DataError(
@@ -215,14 +215,16 @@ def _check_classes(train: set[str], test: set[str], where: str) -> None:
 class ClassFolders:
     """Folders of classes alone, also those of `train/`; all other pictures have no label.
 
-    A fifth of each class, by a hash of the names, is for testing.
+    The classes are the folders of the topmost level with more than one, where folders named like a
+    pool, and folders named like a test set that hold none themselves, do not count. A fifth of each
+    class, by a hash of the names, is for testing.
     """
 
     def __init__(self) -> None:
         """Has seen nothing."""
         self.ranks: dict[tuple[str, ...], array.array] = {}
-        self.depth = 0  # of the folders of the classes
-        self.above: tuple[str, ...] = ()  # the folders above them
+        self.above: tuple[str, ...] = ()  # the folders above those of the classes
+        self.deep: set[str] = set()  # those beside them that hold folders
         self.last: dict[str, int] = {}  # rank of the last test image, by class
 
     def see(self, parts, usable) -> None:
@@ -233,47 +235,59 @@ class ClassFolders:
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""
-        pictures = [(*folder, "picture") for folder in sorted(self.ranks)]
-        depth = _common_depth(pictures)
-        tops = {parts[depth] for parts in pictures if len(parts) > depth + 1}
-        named = {_plain(name): name for name in sorted(tops, reverse=True)}
-        train = next((named[word] for word in USUAL[TRAIN] if word in named), None)
-        tests = [named[word] for word in USUAL[TEST] if word in named]
-        if train and any(p[depth] in tests and len(p) > depth + 2 for p in pictures):
-            raise DataError(
-                f"{where}: {train}/ and {tests[0]}/ have folders of classes, so nothing is to be "
-                "drawn; leave out labels=folders"
-            )
-        self.above = pictures[0][:depth] if pictures else ()
-        if train:
-            self.above += (train,)
-        self.depth = len(self.above)
+        self.above = self._above(where)
         classes: dict[str, list[array.array]] = {}
         for folder, ranks in self.ranks.items():
-            if (name := self._class_of((*folder, "picture"))) is not None:
+            if (name := self._class_of((*folder, ""))) is not None:
                 classes.setdefault(name, []).append(ranks)
         self.ranks = {}
-        _check_numbers({name: sum(map(len, found)) for name, found in classes.items()}, where)
-        _check_classes({*classes}, {*classes}, where + refused)
-        for name, found in classes.items():
-            ordered = np.sort(np.concatenate([np.frombuffer(one, np.uint64) for one in found]))
+        for name, found in classes.items():  # a name that comes twice in an archive is one picture
+            ordered = np.unique(np.concatenate([np.frombuffer(one, np.uint64) for one in found]))
+            classes[name] = ordered
+        check_numbers({name: len(found) for name, found in classes.items()}, where)
+        check_classes({*classes}, {*classes}, where + refused)
+        for name, ordered in classes.items():
             self.last[name] = int(ordered[for_test(len(ordered)) - 1])
 
     def place(self, parts) -> tuple[str, str | None, str]:
         """Gives split, class and fault of a file."""
         name = self._class_of(parts)
-        if name is None:
-            inner = parts[self.depth :]
-            known = len(inner) > 2 and _plain(inner[0]) in USUAL[POOL]
-            return POOL, clean(inner[1]) if known else None, ""
-        drawn = rank_of(clean("/".join(parts))) <= self.last[name]
-        return (TEST if drawn else TRAIN), name, ""
+        if name is not None:
+            drawn = rank_of(clean("/".join(parts))) <= self.last[name]
+            return (TEST if drawn else TRAIN), name, ""
+        for place, part in enumerate(parts[:-2]):
+            if plain(part) in USUAL[POOL]:
+                return POOL, clean(parts[place + 1]), ""
+        return POOL, None, ""
+
+    def _above(self, where: str) -> tuple[str, ...]:
+        """Finds the folders above those of the classes."""
+        above: tuple[str, ...] = ()
+        while True:
+            inner = [folder[len(above) :] for folder in self.ranks if folder[: len(above)] == above]
+            self.deep = {folder[0] for folder in inner if len(folder) > 1}
+            tops = {folder[0] for folder in inner if folder and not self._aside(folder[0])}
+            split = [name for name in sorted(tops & self.deep) if plain(name) in SPLIT_WORDS]
+            if split and len(tops) > 1:
+                others = ", ".join(f"{clean(name)}/" for name in sorted(tops - {split[0]})[:3])
+                raise DataError(
+                    f"{where}: {clean(split[0])}/ has folders of classes, and beside it stand "
+                    f"{others}; leave out labels=folders where train and test are split already, "
+                    "or take away what is no folder of a class"
+                )
+            if len(tops) != 1 or not tops <= self.deep:
+                return above
+            above += (*tops,)
+
+    def _aside(self, name: str) -> bool:
+        """Says whether a folder beside those of the classes is none, by its name."""
+        return plain(name) in USUAL[POOL] or (plain(name) in USUAL[TEST] and name not in self.deep)
 
     def _class_of(self, parts: tuple[str, ...]) -> str | None:
-        inner = parts[self.depth :]
-        if parts[: self.depth] != self.above or len(inner) < 2:
+        inner = parts[len(self.above) :]
+        if parts[: len(self.above)] != self.above or len(inner) < 2 or self._aside(inner[0]):
             return None
-        return None if _plain(inner[0]) in USUAL[POOL] else clean(inner[0])
+        return clean(inner[0])
 
 
 def for_test(number: int) -> int:
@@ -281,7 +295,7 @@ def for_test(number: int) -> int:
     return max(1, min(number - 1, round(TEST_SHARE * number)))
 
 
-def _check_numbers(classes: dict[str, int], where: str) -> None:
+def check_numbers(classes: dict[str, int], where: str) -> None:
     """Refuses classes of which there would be none to learn from."""
     if few := sorted(name for name, number in classes.items() if number < 2):
         raise DataError(
@@ -289,175 +303,3 @@ def _check_numbers(classes: dict[str, int], where: str) -> None:
             f"{len(few)} have only one, such as {', '.join(map(repr, few[:5]))}; add pictures, or "
             "take their labels away"
         )
-
-
-# ---------------------------------------------------------------------------- a table of classes
-
-
-class Table:
-    """A CSV with a row for each picture that has a label; all other pictures have none.
-
-    Columns `file` and `class`, and `split` where it is given; otherwise a fifth of each class, by a
-    hash of the names, is for testing. `file` may leave out folders above and the ending.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Reads the table.
-
-        Raises:
-            ConfigError: There is none.
-            DataError: A column or a value is missing, a file comes twice, a split has no such name.
-        """
-        self.path = path
-        self.rows: dict[str, int] = {}  # by file
-        self.classes: list[str] = []  # by row, as are all others
-        self.splits: list[str | None] = []
-        self.tests: set[bool] = set()  # whether splits that mean test are called so
-        self._read()
-        self.best = np.full(len(self.classes), np.iinfo(np.int32).max, np.int32)
-        self.matches = np.zeros(len(self.classes), np.int32)  # files that fit as well as the best
-        self.readable = np.zeros(len(self.classes), bool)
-
-    def see(self, parts, usable) -> None:
-        """Takes note of a file."""
-        for fit, row in self._fitting(parts):
-            if fit < self.best[row]:
-                self.best[row], self.matches[row], self.readable[row] = fit, 0, False
-            if fit == self.best[row]:
-                self.matches[row] += 1
-                self.readable[row] |= usable
-
-    def settle(self, where, refused) -> None:
-        """Decides; raises DataError, see `Layout`."""
-        names = list(self.rows)
-        self._check_files(names, where)
-        picked: dict[str, list[int]] = {}
-        for row in np.flatnonzero(self.readable):
-            if self.splits[row] is None:
-                picked.setdefault(self.classes[row], []).append(int(row))
-        _check_numbers({name: len(rows) for name, rows in picked.items()}, self.path)
-        for rows in picked.values():
-            rows.sort(key=lambda row: rank_of(names[row]))
-            drawn = for_test(len(rows))
-            for place, row in enumerate(rows):
-                self.splits[row] = TEST if place < drawn else TRAIN
-        found: dict[str, set[str]] = {split: set() for split in SPLITS}
-        for row in np.flatnonzero(self.readable):
-            found[self.splits[row]].add(self.classes[row])
-        _check_classes(found[TRAIN], found[TEST], self.path + refused)
-
-    def place(self, parts) -> tuple[str, str | None, str]:
-        """Gives split, class and fault of a file."""
-        for fit, row in self._fitting(parts):
-            if fit == self.best[row]:
-                return self.splits[row], self.classes[row], ""
-        return POOL, None, ""
-
-    def _fitting(self, parts: tuple[str, ...]):
-        """Gives the rows that may mean a file, the closest first, with how much they leave out."""
-        for left_out in range(len(parts)):
-            name = clean("/".join(parts[left_out:]))
-            for fit, one in enumerate((name, os.path.splitext(name)[0])):
-                if (row := self.rows.get(one)) is not None:
-                    yield 2 * left_out + fit, row
-
-    def _read(self) -> None:
-        try:
-            with open(self.path, encoding="utf-8-sig", newline="") as file:
-                head = file.readline()
-                file.seek(0)
-                mark = max(",;\t", key=head.count)
-                lines = csv.reader(file, delimiter=mark, strict=True)
-                columns = _columns(next(lines, []), self.path)
-                for line in lines:
-                    if any(map(str.strip, line)):
-                        self._take(line, columns, lines.line_num)
-        except OSError as error:
-            raise ConfigError(
-                f"labels: expected null, {FOLDERS} or a table, found none at {self.path!r}: "
-                f"{error.strerror}"
-            ) from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self.path}: expected a CSV in UTF-8: {error}") from None
-        if not self.rows:
-            raise DataError(f"{self.path}: expected a row for each labelled picture, found none")
-        given = {split for split in self.splits if split}
-        if given and {split for split in self.splits if not split}:
-            raise DataError(
-                f"{self.path}: expected a split in each row or in none, found rows without; fill "
-                "them in, or leave out the column"
-            )
-
-    def _take(self, line: list[str], columns: dict[str, int], number: int) -> None:
-        """Takes up one row."""
-        value = {
-            name: line[place].strip() if place < len(line) else ""
-            for name, place in columns.items()
-        }
-        where = f"{self.path}, line {number}"
-        for name in ("file", "class"):
-            if not value[name]:
-                raise DataError(f"{where}: expected a {name}, found none; mend or remove the row")
-        parts = value["file"].replace("\\", "/").split("/")
-        file = clean("/".join(part for part in parts if part not in ("", ".")))
-        if file in self.rows:
-            raise DataError(f"{where}: {file!r} came before; a picture has one class")
-        split = None
-        if word := value.get("split"):
-            split = next((one for one, words in USUAL.items() if _plain(word) in words), None)
-            if split is None:
-                known = ", ".join(word for words in USUAL.values() for word in words)
-                raise DataError(f"{where}: expected a split, one of {known}; found {word!r}")
-            if split == TEST:
-                self.tests.add(_plain(word).startswith("test"))
-            if len(self.tests) > 1:
-                raise DataError(
-                    f"{where}: found rows for test and for validation, either would be the test "
-                    "images; take those of one away"
-                )
-        self.rows[file] = len(self.classes)
-        self.classes.append(clean(value["class"]))
-        self.splits.append(split)
-
-    def _check_files(self, names: list[str], where: str) -> None:
-        """Refuses rows that mean several files, and a table of which no file is there."""
-        if len(several := np.flatnonzero(self.matches > 1)):
-            raise DataError(
-                f"{self.path}: {len(several)} rows mean several files in {where}, such as "
-                f"{names[several[0]]!r}; write their folders and endings, too"
-            )
-        missing = np.flatnonzero(self.matches == 0)
-        shown = ", ".join(repr(names[row]) for row in missing[:3])
-        if len(missing) == len(names):
-            raise DataError(
-                f"{self.path}: none of its {len(names)} files is in {where}, such as {shown}; "
-                "names are relative to it"
-            )
-        if len(missing):
-            _tell(
-                f"{self.path}: {len(missing)} of its {len(names)} files are not in {where}, such "
-                f"as {shown}"
-            )
-        if unread := int(((self.matches == 1) & ~self.readable).sum()):
-            _tell(f"{self.path}: {unread} of its {len(names)} files are no pictures to read")
-
-
-def _columns(head: list[str], path: str) -> dict[str, int]:
-    """Gives the places of the columns, by our names of them."""
-    places = {name: place for place, name in reversed([*enumerate(map(_header, head))])}
-    found = {}
-    for column, words in COLUMNS.items():
-        known = [places[word] for word in words if word in places]
-        if known:
-            found[column] = known[0]
-        elif column != "split":
-            raise DataError(
-                f"{path}: expected a first line with the columns file and class, found "
-                f"{', '.join(map(repr, head[:6])) or 'nothing'}; other names of {column!r} are "
-                f"{', '.join(words[1:])}"
-            )
-    return found
-
-
-def _header(name: str) -> str:
-    return name.strip().lower().replace(" ", "_")

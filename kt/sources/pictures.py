@@ -57,8 +57,8 @@ def count_pictures(
         enough: Tar shards, whose headers are slow to read, are counted up to this number.
 
     Returns:
-        Their number (half of train where there is no `train-unlabelled`), and whether there are
-        labelled pictures in `train/` and `test/`.
+        Their number (half of train where there is no pool, or with `labels` a smaller one), and
+        whether there are labelled pictures for train and test.
 
     Raises:
         ConfigError: There is nothing at `path`.
@@ -77,7 +77,8 @@ def count_pictures(
         tars.check_labels(labels)
         return tars.count(where, enough)
     counts = by_split(path, labels)
-    return counts[POOL] or counts[TRAIN] // 2, counts[TRAIN] > 0
+    pool, half = counts[POOL], counts[TRAIN] // 2
+    return (max(pool, half) if labels else pool or half), counts[TRAIN] > 0
 
 
 def by_split(path: str, labels: str | None = None) -> Counter[str]:
@@ -88,13 +89,13 @@ def by_split(path: str, labels: str | None = None) -> Counter[str]:
     return Counter(entry.split for entry in listed if entry.usable)
 
 
-def unread(path: str) -> str:
+def unread(path: str, labels: str | None = None) -> str:
     """Says which files of a folder or an archive count as no pictures, and why, for errors."""
     where = Path(path)
     if where.is_dir() and tars.are_at(where):
         return ""
     files, reasons = (folder if where.is_dir() else archive).files, Counter()
-    for entry in tree.entries(lambda: files(where), MAX_PIXELS, path):
+    for entry in tree.entries(lambda: files(where), MAX_PIXELS, path, labels=labels):
         why = tree.kind_of(entry.refused)
         if entry.ignored:
             ending = Path(entry.key).suffix.lower() or "without an ending"
