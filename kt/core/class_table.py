@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -59,7 +60,6 @@ class ClassTable:
         self.splits: list[str | None] = []
         self._read()
         self.names = list(self.rows)
-        self.loose, self.short = self._loosely(0), self._loosely(self._shared())
         self.best = np.full(len(self.names), NEVER, np.int32)  # how far off the closest file is
         self.files = np.zeros(len(self.names), np.int64)  # a hash of its name
         self.several = np.zeros(len(self.names), bool)  # files that are as close
@@ -67,16 +67,20 @@ class ClassTable:
 
     def see(self, parts, usable) -> None:
         """Takes note of a file."""
-        closest, file = -1, hash(parts)
-        for off, row in self._fitting(parts):
-            if closest >= 0:
-                self.other[row] |= usable and row != closest
-                continue
-            closest, off = row, off if usable else off + UNREAD
-            if off < self.best[row]:
-                self.best[row], self.files[row], self.several[row] = off, file, False
-            elif off == self.best[row] and file != self.files[row]:
-                self.several[row] = True
+        fitting = self._fitting(parts)
+        off, row = next(fitting, (NEVER, -1))
+        if row < 0:
+            return
+        if usable and off < LOOSE:
+            for further, other in fitting:
+                if further >= LOOSE:
+                    break
+                self.other[other] = True
+        off, file = off if usable else off + UNREAD, hash(parts)
+        if off < self.best[row]:
+            self.best[row], self.files[row], self.several[row] = off, file, False
+        elif off == self.best[row] and file != self.files[row]:
+            self.several[row] = True
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""
@@ -109,19 +113,25 @@ class ClassTable:
         """Gives the rows that may mean a file, the closest first, with how far off each is."""
         names = [clean("/".join(parts[left_out:])) for left_out in range(len(parts))]
         both = [(name, os.path.splitext(name)[0]) for name in names]
-        tiers = (self.rows, str, 0), (self.loose, loosely, LOOSE), (self.short, loosely, SHORT)
-        for known, change, further in tiers:
+        for left_out, forms in enumerate(both):
+            for ending, name in enumerate(forms):
+                if (row := self.rows.get(name, -1)) >= 0:
+                    yield 2 * left_out + ending, row
+        both = [tuple(map(loosely, forms)) for forms in both]
+        for known, further in zip(self._loose, (LOOSE, SHORT), strict=False):
             for left_out, forms in enumerate(both):
                 for ending, name in enumerate(forms):
-                    if (row := known.get(change(name), -1)) >= 0:
+                    if (row := known.get(name, -1)) >= 0:
                         yield further + 2 * left_out + ending, row
 
-    def _shared(self) -> int:
-        """Counts the folders that the names of all rows begin with."""
-        return len(os.path.commonprefix([name.split("/")[:-1] for name in self.names]))
+    @functools.cached_property
+    def _loose(self) -> list[dict[str, int]]:
+        """The rows by other ways to write their files, also without the folders all rows share."""
+        shared = len(os.path.commonprefix([name.split("/")[:-1] for name in self.names]))
+        return [self._loosely(left_out) for left_out in sorted({0, shared})]
 
     def _loosely(self, left_out: int) -> dict[str, int]:
-        """Gives the rows by other ways to write their files; those of several rows are -1."""
+        """Gives the rows by such ways; those of several rows are -1."""
         found: dict[str, int] = {}
         for row, name in enumerate(self.names):
             short = "/".join(name.split("/")[left_out:])
