@@ -22,6 +22,7 @@ include: "rules/evaluate.smk"
 
 onsuccess:
     drop_finished_states()
+    drop_orphaned_parts()
 
 
 onerror:

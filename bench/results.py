@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "bench" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 FIELDS = (
-    "name", "value", "goal", "direction", "met", "unit", "against", "rounds", "spread", "seconds",
+    "name", "value", "goal", "direction", "met", "unit", "against", "n", "spread", "seconds",
     "probe_before", "probe_after", "machine", "commit", "date", "error", "more",
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ def record(
     values: dict[str, Any] = dict.fromkeys(FIELDS)
     values |= {
         "name": row.name, "goal": row.goal, "direction": row.direction, "unit": row.unit,
-        "met": False, "rounds": 0, "machine": machine, "commit": commit(),
+        "met": False, "n": 0, "machine": machine, "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "probe_before": round(probes[0], 1), "probe_after": round(probes[1], 1),
     }  # fmt: skip
@@ -56,7 +56,7 @@ def record(
         return values | {"error": found}
     return values | {
         "value": rounded(found.value), "met": meets(row, found.value), "against": found.against,
-        "rounds": len(found.values),
+        "n": len(found.values),
         "spread": [rounded(min(found.values)), rounded(max(found.values))],
         "seconds": [[rounded(one) for one in pair] for pair in found.pairs], "more": found.more,
     }  # fmt: skip
@@ -135,13 +135,13 @@ def table(records: Sequence[dict]) -> str:
         goal = f"{one['direction']} {number(one['goal'], one['unit'])}"
         value = "-" if one["value"] is None else number(one["value"], one["unit"])
         lines.append(f"| `{name}` | {texts[name]} | {goal} | {value} | {judged(one)} |")
-    lines += ["", "| name | against | rounds | spread | probe | made by |",
+    lines += ["", "| name | against | n | spread | probe | made by |",
               "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for one in records:
         spread = " .. ".join(f"{value:g}" for value in one["spread"] or [])
         probes = f"{one['probe_before']:g}, {one['probe_after']:g}"
         lines.append(
-            f"| `{one['name']}` | {one['against'] or '-'} | {one['rounds']} | {spread or '-'} | "
+            f"| `{one['name']}` | {one['against'] or '-'} | {one['n']} | {spread or '-'} | "
             f'{probes} | `make bench ARGS="--only {one["name"]}"` |'
         )
     return "\n".join([*lines, "", *cases(records), "", *origins(records)]) + "\n"
@@ -192,6 +192,6 @@ def line(one: dict) -> str:
     low, high = one["spread"] or (float("nan"), float("nan"))
     return (
         f"{one['name']:24} {value:>8}  goal {goal:15} {judged(one):10} "
-        f"rounds {one['rounds']}, {low:g} .. {high:g}; "
+        f"n {one['n']}, {low:g} .. {high:g}; "
         f"probe {one['probe_before']:g}, {one['probe_after']:g} GFLOP/s"
     )

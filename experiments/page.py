@@ -145,7 +145,8 @@ def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> lis
     A claim names two sets of fields (`of`, `against`) that each single out one model, or an arm,
     whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`; `budgets`
     if it is about some alone (the page's matter). `expect: tie` claims that there is no gap. With
-    `half_way_to` the gap is that to the middle between `against` and that model.
+    `half_way_to` the gap is that to the middle between `against` and that model; with `than_layer`
+    it is what the gap at `layer` is more than the gap at that one.
     """
     lines = []
     for claim in given:
@@ -178,7 +179,7 @@ def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval 
     """
     chosen = summary.compare(records, VERDICT).chosen
     column = Column(claim["evaluation"], claim.get("metric", "top1"), claim.get("labels_per_class"))
-    layer = claim.get("layer")
+    layers = [claim.get(key) for key in ("layer", "than_layer") if key in claim] or [None]
     sides = []
     for side in ("of", "against", "half_way_to"):
         if side not in claim:
@@ -189,8 +190,8 @@ def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval 
         fits = [r for r in records if all(r.get(key) == value for key, value in wanted.items())]
         if len(grouped(fits, lambda record: record["model"])) > 1:
             raise ValueError(f"{claim['text']}: {side} {wanted} fits more than one model")
-        sides.append([r for r in fits if layer in (None, r.get("layer"))])
-    if layer is None:
+        sides += [[r for r in fits if layer in (None, r.get("layer"))] for layer in layers]
+    if layers == [None]:
         sides = [summary.settle_layers(side) for side in sides]
-    weights = (1, -1) if len(sides) == 2 else (1, -0.5, -0.5)
+    weights = {2: (1, -1), 3: (1, -0.5, -0.5), 4: (1, -1, -1, 1)}[len(sides)]
     return summary.combined(list(zip(weights, sides, strict=True)), column)

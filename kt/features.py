@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import h5py
     import numpy as np
 
-    from kt.core import blocks
+    from kt.core import blocks, images
 
-BATCH = 256
+BATCH = 256  # images at most
 AHEAD = 4  # batches that may wait to be written
 ARRAYS = {"features": 2, "keys": 1}
 
@@ -109,7 +109,7 @@ def compute(arguments: argparse.Namespace) -> None:
         from kt.core.backbone import fold_norms
 
     pack = images.layout(arguments.pack)
-    first, last = images.span(arguments.pack, BATCH, arguments.part)
+    first, last = images.span(arguments.pack, batch_of(pack), arguments.part)
     number = last - first
     where = hardware.device()
     hardware.set_up(where, deterministic=True)  # parts are the same as the whole
@@ -153,12 +153,19 @@ def describe(
     from kt.core.backbone import pooled
 
     where = backbone.mean.device
-    for keys, pixels in images.stream(pack, BATCH, part):
+    for keys, pixels in images.stream(pack, batch_of(images.layout(pack)), part):
         # Not across the `yield`: it would switch gradients off for whoever asks.
         with torch.inference_mode(), hardware.mixed(where):
             ready = backbone.normalise(torch.from_numpy(pixels).to(where))
             found = pooled(backbone, ready, [layer], edge, kind, mirror)[layer]
         yield keys, found.cpu().numpy()
+
+
+def batch_of(pack: images.Layout) -> int:
+    """Gives the images that a network looks at together, by their size alone."""
+    from kt.core import images
+
+    return min(BATCH, images.at_once(pack.shape[-1]))
 
 
 def _aside(write, found: Iterator[tuple]) -> Iterator[int]:

@@ -352,6 +352,13 @@ def drop_finished_states():
             mark.parent.parent.rmdir()
 
 
+def drop_orphaned_parts():
+    """Takes away parts that were made in another number than the stage was put together from."""
+    for path in Path("results/parts").rglob("*-of-*"):
+        if path.stem.rpartition("-of-")[2] != str(SETTINGS.shards):
+            path.unlink(missing_ok=True)
+
+
 def end_with_the_code_of_the_step(log):
     """Ends as the failed step did (docs/reference.md, exit codes); Snakemake would always say 1.
 

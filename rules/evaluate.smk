@@ -29,7 +29,7 @@ rule evaluate:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=memory(4000),
+        mem_mb=memory(5000),
         runtime=minutes(480),
     params:
         folders=lambda w: MODELS[w.model].folders(),
@@ -84,7 +84,7 @@ rule report:
         "../envs/kt.yaml"
     threads: 1
     resources:
-        mem_mb=memory(1000),
+        mem_mb=memory(1000, mapped=True),
         runtime=minutes(30),
     params:
         folder=lambda w, output: os.path.dirname(output.page),

@@ -19,7 +19,7 @@ rule pretext_train:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=memory(4000),
+        mem_mb=memory(4000, mapped=True),
         runtime=minutes(lambda w: 1440 if teacher_of(w).task else 60),
         processes=1,  # one a GPU: --set-resources pretext_train:processes=4
         nodes=1,  # more of them: docs/howto.md

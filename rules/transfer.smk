@@ -137,7 +137,7 @@ rule target_train:
         "../envs/kt.yaml"
     threads: TRAINING_THREADS
     resources:
-        mem_mb=memory(4000),
+        mem_mb=memory(4000, mapped=True),
         runtime=minutes(1440),  # it goes on where it was
         processes=1,  # one a GPU: --set-resources target_train:processes=4
         nodes=1,  # more of them: docs/howto.md

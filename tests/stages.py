@@ -29,13 +29,14 @@ IMAGES = config.resolve(ROOT, {"images": "x"}).datasets["images"].model_dump() |
     "source": "folder", "size": 28, "unlabelled": None, "labelled": None, "test": None,
 }  # fmt: skip
 EVALUATIONS = {"knn": {"neighbours": 3, "temperature": 0.07, "map": 1}}
+CHOICE = {"images": 20, "clusters": [2, 3], "task": crafted.LABELS | {"crop": 0.6}}
 FORKS = multiprocessing.get_context("forkserver")
 # So that a child begins at once.
 PRELOADED = ["pytest", "stages",
              "faiss", "jinja2", "kt.report", "kt.pretext_train", "kt.core.judge",
              "kt.tasks.jigsawpp", "kt.backbones.plain", "kt.evaluations.knn"]  # fmt: skip
-STAGES = ("ingest", "pretext_train", "features", "cluster", "pseudo_labels", "target_train",
-          "evaluate", "report")  # fmt: skip
+STAGES = ("ingest", "pretext_train", "choose", "features", "cluster", "pseudo_labels",
+          "target_train", "evaluate", "report")  # fmt: skip
 TRAININGS = ("pretext_train", "target_train")
 
 
@@ -47,6 +48,8 @@ def options(name: str, made: Path, output: Path, epochs: int = 1) -> list[str]:
     given = {
         "ingest": ("--dataset", {**IMAGES, "path": str(made / "pictures")}, "--seed", 0),
         "pretext_train": (*pool, *report, *network, "--task", crafted.JIGSAW, "--seed", 0),
+        "choose": (*pool, "--model", made / "pretext_train", "--layers", "conv1", "--map", 1,
+                   "--clustering", crafted.CLUSTERING, "--choice", CHOICE, "--seed", 0),
         "features": (*pool, "--model", made / "pretext_train", "--layer", "conv2", "--map", 2),
         "cluster": ("--features", made / "features.h5", "--k", 4, "--seed", 0,
                     "--settings", crafted.CLUSTERING),
@@ -66,7 +69,13 @@ def options(name: str, made: Path, output: Path, epochs: int = 1) -> list[str]:
 
 def place(name: str) -> str:
     """Gives where a step's output stands below its folder."""
-    suffix = {"features": ".h5", "cluster": ".h5", "pseudo_labels": ".h5", "evaluate": ".json"}
+    suffix = {
+        "features": ".h5",
+        "cluster": ".h5",
+        "pseudo_labels": ".h5",
+        "evaluate": ".json",
+        "choose": ".json",
+    }
     return {"ingest": "data"}.get(name, name) + suffix.get(name, "")
 
 

@@ -118,7 +118,7 @@ def test_a_record_has_every_field_and_is_json():
     one = recorded("puzzles_vs_lightly", 9.0)
     assert set(one) == set(results.FIELDS)
     assert json.loads(json.dumps(one)) == one
-    assert (one["value"], one["met"], one["rounds"], one["spread"]) == (9.0, True, 3, [8.1, 10.8])
+    assert (one["value"], one["met"], one["n"], one["spread"]) == (9.0, True, 3, [8.1, 10.8])
     assert (one["probe_before"], one["machine"]) == (81.3, MACHINE)
     assert not recorded("puzzles_vs_lightly", 7.0)["met"]
 
@@ -126,7 +126,7 @@ def test_a_record_has_every_field_and_is_json():
 def test_a_row_that_crashed_is_recorded_as_such_and_shown():
     one = results.record(BY_NAME["noop_seconds"], "ended with 1: Oops|", (1.0, 1.0), MACHINE)
     assert set(one) == set(results.FIELDS)
-    assert (one["value"], one["met"], one["rounds"]) == (None, False, 0)
+    assert (one["value"], one["met"], one["n"]) == (None, False, 0)
     assert "FAILED: ended with 1: Oops/" in results.table([one])
     assert "FAILED" in results.line(one)
 

@@ -140,10 +140,17 @@ def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_agai
         (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / "results" / name, "wb") as file:
             file.truncate((3 << 30) * (name == MADE[0]))
-    memory, time = 4000 + 3072, 60 + 150 * 3072 // 1000
+    memory, time = {"features": 4000, "pretext_train": 4000 + 3072}, 60 + 150 * 3072 // 1000
     assert asked(folder, place) == [
-        *(["features", str(attempt * memory), str(attempt * time)] for attempt in (2, 1)),
-        *(["pretext_train", str(attempt * memory), "1440"] for attempt in (2, 1)),
+        *(
+            [
+                name,
+                str(attempt * memory[name]),
+                "1440" if name != "features" else str(attempt * time),
+            ]
+            for name in memory
+            for attempt in (2, 1)
+        ),
     ]
     # With a plan, whose names of jobs are in test_plan.py, by what it says.
     features, train = "features/untrained-block2-images-train-unlabelled", "pretext_train/deep-s0"

@@ -173,6 +173,14 @@ def test_an_arm_stands_for_its_chosen_model_and_half_way_is_the_middle():
     assert half.mean == pytest.approx(0.6 - (0.5 + 0.8) / 2, abs=1e-3)
 
 
+def test_a_gap_may_be_compared_with_that_at_another_layer():
+    found = [{**r, "layer": "late"} for r in records(0.1)] + [
+        {**r, "layer": "early"} for r in records(0.03)
+    ]
+    claim = {**CLAIM, "evaluation": "knn", "layer": "late", "than_layer": "early"}
+    assert difference(claim, found).mean == pytest.approx(0.07)
+
+
 def test_what_was_not_measured_is_said_and_two_models_for_one_side_are_refused():
     (line,) = claims([{**CLAIM, "of": {"model": "c"}}], records())
     assert line == "- A beats B: not measured here."

@@ -178,7 +178,7 @@ def test_copying_a_state_costs_its_share_of_the_training_at_most(tmp_path, monke
         return content
 
     monkeypatch.setattr(resume, "_copied", slow)
-    writer = resume.Writer(tmp_path, {})
+    writer = resume.Writer(tmp_path, {}, torch.nn.Linear(2, 2))
     assert not writer.due()
     clock[0] = resume.SAVE_SECONDS + 1
     assert writer.due()
@@ -190,9 +190,28 @@ def test_copying_a_state_costs_its_share_of_the_training_at_most(tmp_path, monke
     writer.close()
 
 
+def test_the_processor_time_of_writing_counts_too(tmp_path, monkeypatch):
+    took = iter([10.0, 14.0])
+    monkeypatch.setattr(resume.time, "thread_time", lambda: next(took))
+    writer = resume.Writer(tmp_path, {}, torch.nn.Linear(2, 2))
+    writer.save(1, {"step": 1})
+    writer.close()
+    writer.last -= 390
+    assert not writer.due()
+    writer.last -= 20
+    assert writer.due()  # 4 seconds are a hundredth of 400
+
+
+def test_a_training_whose_states_will_not_fit_ends_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr("kt.core.files.free_bytes", lambda path: 1000)
+    with pytest.raises(ResourceError, match="bytes are needed, 1000 are free"):
+        training.train(built(tmp_path))
+    assert not list(tmp_path.rglob("*.state"))
+
+
 def test_a_state_is_that_of_its_step_though_the_training_goes_on(tmp_path):
     weight = torch.zeros(1_000_000)
-    writer = resume.Writer(tmp_path, {})
+    writer = resume.Writer(tmp_path, {}, torch.nn.Linear(2, 2))
     writer.save(1, {"weights": [weight], "step": 1})
     weight += 1
     writer.close()

@@ -149,7 +149,7 @@ def test_by_hand_a_killed_run_leaves_what_the_next_one_uses_and_takes_away(
 
 
 def test_shards_of_other_settings_or_pictures_are_made_anew(place, tmp_path, small_shards, made):
-    for changes in ({"size": 20}, {"max_pixels": 5000}, {"storage": "jpeg"}):
+    for changes in ({"size": 20}, {"max_pixels": 5000}, {"storage": "jpeg"}, {"levels": [0, 99]}):
         made.clear()
         kill(place, tmp_path / "out", tmp_path / "state", 3)
         pack(place, tmp_path / "out", tmp_path / "state", **changes)

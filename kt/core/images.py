@@ -50,8 +50,8 @@ class Pack:
 
     @property
     def at_once(self) -> int:
-        """Images that a network looks at together: 500 of 96 px, of larger ones as many pixels."""
-        return max(1, 500 * 96**2 // max(self.size, 96) ** 2)
+        """Images that a network looks at together."""
+        return at_once(self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Layout:
 
 
 ARRAYS = {"images": 4, "keys": 1}
+
+
+def at_once(size: int) -> int:
+    """Gives the images a network looks at together: 500 of 96 px, of larger ones as many pixels."""
+    return max(1, 500 * 96**2 // max(size, 96) ** 2)
 
 
 def layout(path: Path) -> Layout:

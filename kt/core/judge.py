@@ -20,7 +20,7 @@ from kt.core.records import RIGHT, packed
 from kt.core.step import DataError
 
 DONE = "records.json"
-MOST_BYTES = 4 << 30  # of features in memory
+MOST_BYTES = 1 << 30  # of features in memory
 HELD_OUT = 0.2  # share of the labelled training images that choices are made on
 
 
@@ -67,8 +67,8 @@ def features(
             layer and leaves out the others.
 
     Returns:
-        (N, D) float32 per layer, on the CPU; not to be changed in place. In a file where a layer's
-        take more than `MOST_BYTES`.
+        (N, D) float32 per layer, on the CPU; not to be changed in place. In files are those that
+        would make more than `MOST_BYTES` together.
     """
     edges = dict.fromkeys(backbone.layers, edge) if isinstance(edge, int) else edge
     return _features(backbone, weights_digest(backbone), pack, tuple(edges.items()))
@@ -79,7 +79,7 @@ def features(
 def _features(
     backbone: Backbone, digest: str, pack: Pack, edges: tuple[tuple[str, int], ...]
 ) -> dict[str, Tensor | Scratch]:
-    edge_of, first = dict(edges), 0
+    edge_of, first, left = dict(edges), 0, MOST_BYTES
     found: dict[str, Tensor | Scratch] = {}
     where = backbone.mean.device
     for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
@@ -87,20 +87,20 @@ def _features(
         for layer, maps in backbone.maps(images, edge_of).items():
             rows = pool(maps, edge_of[layer]).cpu()
             if layer not in found:
-                found[layer] = _room(pack, rows.shape[1])
+                found[layer], left = _room(pack, rows.shape[1], left)
             found[layer][first : first + len(rows)] = rows
         first += len(batch)
     return found
 
 
-def _room(pack: Pack, width: int) -> Tensor | Scratch:
-    """Gives room for a layer's features: memory, or a file beside the pack."""
+def _room(pack: Pack, width: int, left: int) -> tuple[Tensor | Scratch, int]:
+    """Gives room for a layer's features, memory or a file beside the pack, and what is left."""
     shape = (len(pack), width)
     number = 4 * len(pack) * width
-    if number <= MOST_BYTES:
-        return torch.empty(shape)
+    if number <= left:
+        return torch.empty(shape), left - number
     step.check_space(pack.path, number)
-    return Scratch(pack.path.parent, shape)
+    return Scratch(pack.path.parent, shape), left
 
 
 def whole(rows: Tensor | Scratch) -> Tensor:

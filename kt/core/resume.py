@@ -13,6 +13,7 @@ import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -23,8 +24,9 @@ from kt.core.step import ConfigError, log
 
 DIGEST_BYTES = 32
 KEPT = 2
+STATE_OF_WEIGHTS = 3  # weights and two moments of the optimiser, at most
 KEEP, FINISHED = "KT_KEEP_STATE", "finished"  # see `finish`
-SAVE_SHARE = 0.01  # of the time that copying them may cost, at most
+SAVE_SHARE = 0.01  # of the time that copying and writing them may cost, at most
 
 
 def place(folder: Path | None, digests: list[str]) -> Path | None:
@@ -61,17 +63,24 @@ def finish(folder: Path | None, place: Path | None) -> None:
 class Writer:
     """Writes the states of one training beside it; of several processes the first one does."""
 
-    def __init__(self, folder: Path | None, fingerprint: dict):
-        """Takes the place of the states (None: nothing is written) and their settings."""
+    def __init__(self, folder: Path | None, fingerprint: dict, network: torch.nn.Module):
+        """Takes the place of the states (None: nothing is written), their settings, the network.
+
+        Raises:
+            ResourceError: There is no room for the states of its size that stand there at a time.
+        """
         self.folder = folder if parallel.rank() == 0 else None
         self.fingerprint = fingerprint
-        self.last, self.cost = time.monotonic(), 0.0
+        self.last, self.copying, self.writing_took = time.monotonic(), 0.0, 0.0  # seconds
+        if self.folder is not None:
+            weights = sum(value.nbytes for value in network.state_dict().values())
+            step.check_space(self.folder, (KEPT + 1) * STATE_OF_WEIGHTS * weights)
         self.thread: ThreadPoolExecutor | None = None
         self.writing: Future | None = None
 
     def due(self) -> bool:
-        """Says whether it is time for a state: copying one costs at most `SAVE_SHARE`."""
-        pause = max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+        """Says whether it is time for a state: one costs at most `SAVE_SHARE`, written or not."""
+        pause = max(SAVE_SECONDS, (self.copying + self.writing_took) / SAVE_SHARE)
         return self.folder is not None and time.monotonic() - self.last > pause
 
     def save(self, number: int, content: dict) -> None:
@@ -85,10 +94,16 @@ class Writer:
         start = time.monotonic()
         copied = _copied(content)
         self.last = time.monotonic()
-        self.cost = self.last - start
+        self.copying = self.last - start
         self.close()
         self.thread = ThreadPoolExecutor(1, "resume")
-        self.writing = self.thread.submit(save, self.folder, number, copied, self.fingerprint)
+        self.writing = self.thread.submit(self._write, number, copied)
+
+    def _write(self, number: int, copied: dict) -> None:
+        """Writes a state, in a thread of its own; takes note of the processor time."""
+        start = time.thread_time()
+        save(self.folder, number, copied, self.fingerprint)
+        self.writing_took = time.thread_time() - start
 
     def close(self) -> None:
         """Waits until the last state is written.
@@ -119,13 +134,29 @@ def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:
         content: Tensors, numbers and strings.
         fingerprint: The settings that whoever goes on must share.
     """
-    buffer = io.BytesIO()
-    torch.save({**content, "fingerprint": _plain(fingerprint)}, buffer)
-    payload = buffer.getvalue()
     with step.replacing(folder / f"step-{number:09d}.state") as temporary:
-        temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
+        with open(temporary, "wb") as file:
+            file.write(bytes(DIGEST_BYTES))
+            payload = _Hashed(file)
+            torch.save({**content, "fingerprint": _plain(fingerprint)}, payload)
+            file.seek(0)
+            file.write(payload.hash.digest())
     for old in sorted(folder.glob("step-*.state"))[:-KEPT]:
         old.unlink(missing_ok=True)
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is written from its place on, and hashed on the way: no copy in memory."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
 
 
 def newest(folder: Path, fingerprint: dict, device: torch.device) -> dict | None:

@@ -149,6 +149,8 @@ class Shards:
         names = np.ascontiguousarray(columns[["name", "stamp"]]).tobytes()
         settings = {name: getattr(self.dataset, name) for name in ("size", "max_pixels", "storage")}
         settings["prints"] = self.dataset.near_copies is not None
+        if self.dataset.levels:  # shards of before know nothing of them
+            settings["levels"] = [*self.dataset.levels]
         path = Path(self.dataset.path or "")
         if path.is_file():  # a source may give its pictures no stamps
             settings["file"] = [path.stat().st_size, path.stat().st_mtime_ns]

@@ -110,7 +110,7 @@ class _Run:
         self.seconds = 0.0
         self.records: list[dict] = []
         self.logged = 0.0
-        self.writer = resume.Writer(job.state, job.fingerprint)
+        self.writer = resume.Writer(job.state, job.fingerprint, job.network)
         self.sums = torch.zeros(2, device=self.device)  # of the epoch: loss, share right
         self.counted = 0
 

@@ -176,7 +176,7 @@ def train(job: Job) -> nn.Module:
     total = per_epoch * settings.epochs
     kept = None if job.state is None else lock.claim(job.state)  # as long as the name lives
     first = _resume(job, optimiser, where)
-    writer = resume.Writer(job.state, job.fingerprint)
+    writer = resume.Writer(job.state, job.fingerprint, network)
     generator = hardware.generator(where)
     progress = step.Progress(job.name, total * batch, "img", first * batch)
     step.detail(
