@@ -250,7 +250,8 @@ def large_labels(made, folder):
 
 
 LARGE = {
-    "ingest": large_picture, "pretext_train": large_network, "features": large_model,
+    "ingest": large_picture, "pretext_train": large_network, "choose": large_model,
+    "features": large_model,
     "cluster": large_features, "pseudo_labels": large_clusters, "target_train": large_network,
     "evaluate": large_model, "report": large_labels,
 }  # fmt: skip
