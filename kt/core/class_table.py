@@ -118,17 +118,18 @@ class ClassTable:
                 if (row := self.rows.get(name, -1)) >= 0:
                     yield 2 * left_out + ending, row
         both = [tuple(map(loosely, forms)) for forms in both]
-        for known, further in zip(self._loose, (LOOSE, SHORT), strict=False):
+        for further, known in self._loose.items():
             for left_out, forms in enumerate(both):
                 for ending, name in enumerate(forms):
                     if (row := known.get(name, -1)) >= 0:
                         yield further + 2 * left_out + ending, row
 
     @functools.cached_property
-    def _loose(self) -> list[dict[str, int]]:
+    def _loose(self) -> dict[int, dict[str, int]]:
         """The rows by other ways to write their files, also without the folders all rows share."""
         shared = len(os.path.commonprefix([name.split("/")[:-1] for name in self.names]))
-        return [self._loosely(left_out) for left_out in sorted({0, shared})]
+        short = {SHORT: self._loosely(shared)} if shared else {}
+        return {LOOSE: self._loosely(0)} | short
 
     def _loosely(self, left_out: int) -> dict[str, int]:
         """Gives the rows by such ways; those of several rows are -1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -59,7 +60,8 @@ class Streamed:
         """Gives their places among these rows and the standardised rows, on the device."""
         edges = torch.arange(0, len(self.rows) + BLOCK, BLOCK)
         places = torch.searchsorted(self.picked, edges).tolist()
-        for first, low, high in zip(edges.tolist(), places, places[1:], strict=False):
+        between = itertools.pairwise(places)
+        for first, (low, high) in zip(edges[:-1].tolist(), between, strict=True):
             if low < high:
                 read = torch.as_tensor(self.rows[first : first + BLOCK])
                 some = read[self.picked[low:high] - first].to(self.mean.device)
