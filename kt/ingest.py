@@ -72,6 +72,7 @@ def run(arguments) -> None:
         _check_numbers(_counts(splits), dataset, listed)
         shards = Shards(state, listed, chosen, dataset)
         _check_space(folder, state, len(chosen), dataset)
+        _warn_of_memory(_counts(splits)[POOL], dataset)
         shards.decode(source, threads, arguments.part)
         if arguments.part.of > 1:
             step.write_text(output, f"{shards.count} shards in all, see {state}\n")
@@ -246,6 +247,24 @@ def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset
     there = sum(path.stat().st_size for path in state.glob("shard-*.h5"))
     needed = int(2 * number * row) - there
     step.check_space(folder / "packs", needed)
+
+
+def _warn_of_memory(pool: int, dataset: config.Dataset) -> None:
+    """Warns where training would read single images off a disk, in random order, as pixels."""
+    needed = 3 * dataset.size**2 * pool if dataset.storage == "pixels" else 0
+    there = memory()
+    if needed > there:
+        log.warning(
+            "the pixels of %d images to learn from take %.1f GB, more than the %.1f GB of this "
+            "machine's memory: training will read single images off the disk. With `storage: jpeg` "
+            "in the settings of the data set it reads stretches of a fifth to two fifths of that",
+            pool, needed / 1e9, there / 1e9,
+        )  # fmt: skip
+
+
+def memory() -> int:
+    """Gives the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_faults(rows: Rows, dataset: config.Dataset) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 SECONDS = 10.0  # that one input may take
 MEMORY = 2 << 30  # bytes that reading may add
-KINDS = ("picture", "table", "model", "state", "archive", "yaml", "config")
+KINDS = ("picture", "table", "model", "state", "archive", "yaml", "config", "classes")
 FORKS = multiprocessing.get_context("forkserver")
 
 

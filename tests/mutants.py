@@ -23,16 +23,19 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
 from running import ROOT
 from test_config import BASE, VALUES, nested, paths
+from test_quick_decode import both, same, ways
 
 import kt
 from kt import cluster, config, pseudo_labels, report
 from kt.core import images, model, resume, table
-from kt.core.decode import BadImage, decode
+from kt.core.class_table import ClassTable
+from kt.core.layouts import SPLITS
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive
 
 MOST_PIXELS = 10**6
 NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
+FILES = [("set", name, f"{name}-{number}.jpg") for name in ("cat", "dög") for number in range(5)]
 BOMB = "a: &a [1]\n" + "".join(
     f"{after}: &{after} [{', '.join(['*' + before] * 9)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
@@ -123,6 +126,21 @@ def archives(folder: Path) -> list[bytes]:
     ]
 
 
+def classes() -> list[bytes]:
+    """Gives tables of classes: bare, with splits, with quotes, in other columns and folders."""
+    bare = "\n".join(["file,class", *(f"{'/'.join(file)},{file[-2]}" for file in FILES)])
+    splits = [f"{'/'.join(file)};train;{file[-2]}" for file in FILES[::2]]
+    splits += [f"{'/'.join(file)};test;{file[-2]}" for file in FILES[1::2]]
+    quoted = [f'"{file[-1]}", "{file[-2]}, or so"' for file in FILES]
+    return [
+        text.encode(encoding)
+        for text, encoding in (
+            (bare, "utf-8"), ("\n".join(["path;split;label", *splits]), "utf-8-sig"),
+            ("\r\n".join(["id,species", *quoted]), "utf-8"), (bare.replace(",", "\t"), "utf-8"),
+        )
+    ]  # fmt: skip
+
+
 def texts() -> list[bytes]:
     """Gives overlays on the configuration as YAML."""
     files = [ROOT / "tests" / "tiny.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
@@ -139,6 +157,7 @@ def corpus(folder: Path) -> dict[str, list]:
         "archive": archives(folder),
         "yaml": texts(),
         "config": [b""],
+        "classes": classes(),
     }
 
 
@@ -181,15 +200,33 @@ def damage(whole: bytes, other: bytes, random: np.random.Generator) -> bytes:
 
 
 def check_picture(whole, damaged: bytes, folder: Path) -> str:
-    """Decodes a picture."""
+    """Decodes a picture on both ways: to the same pixels, or refused for the same reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            pixels = decode(damaged, 24, MOST_PIXELS).pixels
-        except BadImage as error:
-            assert str(error) and " at 0x" not in str(error)
-            return "refused"
-    assert pixels.shape == (3, 24, 24) and pixels.dtype == np.uint8
+        found = both(damaged, 24, ways(), MOST_PIXELS)
+    assert same(found), f"quick: {found[0]}, Pillow: {found[1]}"
+    if isinstance(found[0], str):
+        assert found[0] and " at 0x" not in found[0]
+        return "refused"
+    assert found[0].pixels.shape == (3, 24, 24) and found[0].pixels.dtype == np.uint8
+    return "accepted"
+
+
+def check_classes(whole, damaged: bytes, folder: Path) -> str:
+    """Reads a table of classes and asks it where files belong."""
+    path = folder / "classes.csv"
+    path.write_bytes(damaged)
+    try:
+        found = ClassTable(str(path))
+        for file in FILES:
+            found.see(file, True)
+        found.settle("a folder", "")
+    except (ConfigError, DataError) as error:
+        assert str(error)
+        return "refused"
+    for file in FILES:
+        split, name, fault = found.place(file)
+        assert split in SPLITS and (name is None or name) and not fault
     return "accepted"
 
 
@@ -339,5 +376,5 @@ def check_config(whole, damaged: bytes, folder: Path) -> str:
 
 CHECKS = {
     "picture": check_picture, "table": check_table, "model": check_model, "state": check_state,
-    "archive": check_archive, "yaml": check_yaml, "config": check_config,
+    "archive": check_archive, "yaml": check_yaml, "config": check_config, "classes": check_classes,
 }  # fmt: skip

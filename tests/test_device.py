@@ -149,6 +149,46 @@ def test_no_precision_waits_but_the_loss_is_looked_at_every_so_often(
     assert {*types} == {getattr(torch, precision)}
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_network_is_compiled_where_that_is_wanted(wanted, examples, accelerator, monkeypatch):
+    fake = Fake(monkeypatch, task_of("jigsawpp", None, examples), compile=wanted)
+    names, called = list(fake.job.network.state_dict()), []
+
+    class Compiled(nn.Module):
+        """Stands for what torch's compiler makes of a network: another module around it."""
+
+        def __init__(self, network):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, views):
+            called.append(views.shape)
+            return self.inner(views)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    accelerator()
+    list(fake.steps(2))
+    assert len(called) == 2 * wanted
+    assert list(fake.job.network.state_dict()) == names  # what models and states are written from
+
+
+@pytest.mark.parametrize("name", config.plugins("tasks"))
+def test_the_compiler_follows_every_task_and_gives_the_same_gradients(name, examples):
+    kind = "hard" if name == "classification" else None
+    task = task_of(name, kind, examples)
+    network = Network(model.fresh(crafted.plugin(crafted.PLAIN), 0), task).eval()
+    rows = torch.arange(BATCH)
+    pack = crafted.pack(crafted.noise(NUMBER, SIZE))
+    views, labels = delivery.load_batch(task, pack, rows, 0, torch.device("cpu"))
+    # Without the code it would write: what is traced is the same for every device.
+    compiled, gradients = torch.compile(network, backend="aot_eager", fullgraph=True), []
+    for one in (compiled, network):
+        network.zero_grad()
+        task.loss(one(views).float(), labels, 0.1).backward()
+        gradients.append([weight.grad.clone() for weight in network.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
 # What PyTorch says of `use_deterministic_algorithms`: on CUDA these raise, forwards or backwards.
 RAISES = re.compile(
     r"adaptive_(avg|max)_pool|avg_pool3d|max_pool3d|fractional_max|max_unpool|reflection_pad"

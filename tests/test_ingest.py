@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,24 @@ def test_without_labelled_splits_they_have_no_rows(tmp_path, out):
     truth = images.read_labels(out / f"{POOL}-labels.h5")
     assert truth.labels.tolist() == [-1] * 12 and truth.classes == []
     assert report["splits"][POOL]["classes"] == {}
+
+
+def test_pixels_that_are_more_than_the_memory_are_told(root, out, tmp_path, caplog, monkeypatch):
+    pack(root, out)
+    pool = len(packs(out)[POOL])
+    monkeypatch.setattr(ingest, "memory", lambda: 3 * 16**2 * pool)
+    pack(root, tmp_path / "fits")
+    assert "storage: jpeg" not in caplog.text
+    monkeypatch.setattr(ingest, "memory", lambda: 3 * 16**2 * pool - 1)
+    pack(root, tmp_path / "jpegs", storage="jpeg")
+    assert "storage: jpeg" not in caplog.text
+    pack(root, tmp_path / "more")
+    assert f"the pixels of {pool} images" in caplog.text and "storage: jpeg" in caplog.text
+
+
+def test_the_memory_is_that_of_the_machine():
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert ingest.memory() == pytest.approx(1024 * int(lines["MemTotal"].split()[0]), rel=0.01)
 
 
 def test_folder_zip_and_tar_give_the_same_pack(root, tmp_path):

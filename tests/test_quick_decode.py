@@ -14,20 +14,25 @@ SIZES = [(400, 533), (255, 255), (256, 300), (97, 61), (8, 40), (700, 130), (300
 @pytest.fixture(scope="module")
 def quick():
     """Gives the quick decoder, which every test here switches on and off."""
-    decode.hurry()
-    found = decode._quick.jpeg, decode._quick.resample
-    assert None not in found, "torchvision's decoder is missing or gives other pixels"
-    yield found
+    yield ways()
     decode._quick.jpeg = decode._quick.resample = None
 
 
-def both(payload: bytes, size: int, quick) -> list:
+def ways() -> tuple:
+    """Gives what `both` needs."""
+    decode.hurry()
+    found = decode._quick.jpeg, decode._quick.resample
+    assert None not in found, "torchvision's decoder is missing or gives other pixels"
+    return found
+
+
+def both(payload: bytes, size: int, quick, most: int = MOST) -> list:
     """Decodes on both ways; a rejected file gives the reason."""
     results = []
-    for ways in (quick, (None, None)):
-        decode._quick.jpeg, decode._quick.resample = ways
+    for way in (quick, (None, None)):
+        decode._quick.jpeg, decode._quick.resample = way
         try:
-            results.append(decode.decode(payload, size, MOST))
+            results.append(decode.decode(payload, size, most))
         except decode.BadImage as error:
             results.append(str(error))
     decode._quick.jpeg, decode._quick.resample = quick
@@ -99,6 +104,14 @@ def test_a_cut_or_zeroed_jpeg_is_judged_alike_on_both_ways(quick):
                 results = both(payload, 64, quick)
                 assert same(results), (options, share)
             assert all(isinstance(result, str) for result in both(cut, 64, quick))
+
+
+def test_a_jpeg_that_ends_anywhere_in_its_header_is_judged_alike_on_both_ways(quick):
+    whole = encoded(drawn(16, 16), "JPEG", progressive=True)
+    scan = next(at for marker, at in jpeg.markers(whole) if marker == jpeg.SCAN)
+    for at in range(scan):
+        assert jpeg.frame(whole[:at]) is None
+        assert same(both(whole[:at], 16, quick)), at
 
 
 def test_damaged_jpegs_are_judged_alike_on_both_ways(quick):

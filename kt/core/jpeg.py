@@ -42,8 +42,8 @@ def frame(payload: bytes) -> Frame | None:
         if marker == SCAN:
             return found
         if marker in FRAMES:
-            bits, channels = payload[at], payload[at + 5 : at + 6]
-            if found or bits != 8 or channels not in (b"\1", b"\3"):
+            bits, channels = payload[at : at + 1], payload[at + 5 : at + 6]
+            if found or bits != b"\x08" or channels not in (b"\1", b"\3"):
                 return None
             height, width = (int.from_bytes(payload[at + n : at + n + 2]) for n in (1, 3))
             found = Frame(width, height, channels[0])
