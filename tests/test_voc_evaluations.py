@@ -203,7 +203,7 @@ def test_a_class_with_fewer_pictures_gives_all_and_a_number_that_none_has_is_lef
     assert few(truth, labels_per_class=[]) == few(truth, labels_per_class=None) == []
 
 
-@pytest.mark.parametrize("number, width", [(1, 40), (2, 40), (6, 40), (6, 5)])
+@pytest.mark.parametrize("number, width", [(1, 40), (1, 4), (2, 4), (3, 4), (6, 40), (6, 5)])
 def test_a_few_labels_penalty_is_cross_validated_on_the_pictures_that_were_drawn(number, width):
     random = np.random.default_rng(number)
     truth = drawn_truth(random, 90, (0.3, 0.5, 0.4))
