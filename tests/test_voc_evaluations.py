@@ -621,3 +621,7 @@ def test_the_preset_gives_each_evaluation_a_job_whose_epochs_follow_effort():
     assert {"voc_classification", "voc_detection", "voc_segmentation"} <= jobs.keys()
     assert jobs["voc_detection"]["voc_detection"]["training"]["epochs"] == 6
     assert jobs["voc_classification"]["voc_classification"]["finetune"]["epochs"] == 10
+    few = [
+        jobs["voc_classification"]["voc_classification"][k] for k in ("labels_per_class", "draws")
+    ]
+    assert few == [[1, 4, 16], 5]
