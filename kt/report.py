@@ -310,6 +310,7 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
         colours={**{name: name for name in verdict.ARMS}, **figures.COLOURS},
         dataset=", ".join(sorted({record["dataset"] for record in records})),
         labelled=any(verdict.is_labelled(comparison) for comparison in comparisons),
+        drawn=any(record.get("draw") is not None for record in records),
         split_fields=_split_fields(facts["data"]),
         version=step.provenance()["version"],
         **{name: facts[name] for name in ("puzzles", "gallery", "clusters", "data")},

@@ -30,7 +30,14 @@ QUICK = {
     "svm": {"labels_per_class": [1], "draws": 2, "iterations": 20},
     "clusters": {"view_clusters": 4, "view_images": 30},
     "torchvision": {"model": "resnet18", "last": None},
-    "voc_classification": {"size": 48, "map": 2, "iterations": 10, "finetune": None},
+    "voc_classification": {
+        "size": 48,
+        "map": 2,
+        "iterations": 10,
+        "labels_per_class": [1],
+        "draws": 1,
+        "finetune": None,
+    },
     "voc_detection": {"min_size": 48, "max_size": 64, "anchors": [16], "hidden": 16},
     "voc_segmentation": {"crop": 48},
 }

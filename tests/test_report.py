@@ -113,6 +113,27 @@ def test_the_page_shows_every_layer_of_every_arm(run):
     assert re.findall(r"<td[^>]*>\s*([\d.]+)", direct) == means
 
 
+def test_the_page_shows_what_draws_of_few_labels_change_and_draws_their_curve(run, tmp_path):
+    assert "draws ±" not in html(run)
+    about = {"arm": "direct", "model": "direct", "target": "small", "seed": 0, "n": 90}
+    about |= {"evaluation": "voc_classification", "dataset": "VOC2007", "metric": "map_11"}
+    values = {1: [0.2, 0.3, 0.4], 4: [0.45, 0.55, 0.5]}
+    found = [
+        about | {"layer": "conv4", "labels_per_class": number, "draw": draw, "value": value}
+        for number, own in values.items()
+        for draw, value in enumerate(own)
+    ]
+    step.write_json(tmp_path / "voc_classification.json", {"records": found})
+    more = [*run.evaluations, tmp_path / "voc_classification.json"]
+    again = argparse.Namespace(**vars(run) | {"evaluations": more, "output": tmp_path / "new"})
+    report.run(again)
+    page = html(again)
+    for mean, deviation in ((30, 10), (50, 5)):
+        assert re.search(rf"{mean}\.0\s*<small>draws ± {deviation}\.0</small></td>", page)
+    assert '"draws ±" is the standard deviation' in page
+    assert "<b>VOC07 cls mAP by labels per class</b>" in page
+
+
 def test_names_cannot_put_markup_into_the_page(run):
     assert "<script" not in html(run)
     assert "&lt;script&gt;alert(1)" in html(run) and "&lt;/pre&gt;" in html(run)

@@ -572,6 +572,46 @@ def test_curves_over_numbers_and_shares_of_labels_are_charts_of_their_own():
     assert figures.label_curves(summary.compare(found[1:3], ["knn"])) == []
 
 
+def of_draws(arm, values, number=4, seed=0, metric="map_11"):
+    """Gives a record for each draw of few labels on VOC07."""
+    more = {"evaluation": "voc_classification", "layer": "conv1", "labels_per_class": number}
+    for draw, value in enumerate(values):
+        yield record(arm, value, seed, metric=metric, draw=draw, **more)
+
+
+def test_draws_of_few_labels_are_one_number_with_their_spread_and_a_chart():
+    found = [*of_draws("transfer", [0.2, 0.4]), *of_draws("transfer", [0.3, 0.4, 0.5], seed=1)]
+    found += of_draws("transfer", [0.7, 0.7], number=16)
+    found += of_draws("direct", [0.1])
+    comparison = summary.compare(found, ["knn"])
+    cells = {row.arm: row.cells for row in comparison.arms}
+    four, sixteen = cells["transfer"]
+    assert four.interval.mean == pytest.approx((0.3 + 0.4) / 2) and four.interval.n == 2
+    assert four.draws == pytest.approx((0.02**0.5 + 0.1) / 2) and sixteen.draws == 0
+    assert cells["direct"][0].draws is None  # one draw alone
+    assert [name for name, _ in figures.label_curves(comparison)] == [
+        "VOC07 cls mAP by labels per class"
+    ]
+    assert "transfer 35.0 % with 4, 70.0 % with 16" in figures.label_curves(comparison)[0][1]
+
+
+def test_the_order_of_draws_does_not_depend_on_that_of_the_input():
+    found = list(of_draws("direct", [0.1] * 12))
+    told = records.sort_records(found[::-1])
+    assert [one["draw"] for one in told] == list(range(12))
+
+
+def test_arms_are_paired_draw_for_draw_by_seed():
+    noise = {0: [0.0, 0.1, 0.2], 1: [0.3, 0.1, 0.05]}
+    found = []
+    for arm, gain in (("transfer", 0.05), ("direct", 0.0)):
+        for seed, values in noise.items():
+            found += of_draws(arm, [0.3 + gain + value for value in values], seed=seed)
+    comparison = summary.compare(found, ["knn"])
+    (gap,) = comparison.differences[Column("voc_classification", "map_11", 4)]
+    assert gap.interval.mean == pytest.approx(0.05) and gap.interval.half < 1e-6
+
+
 def test_scores_on_different_images_are_refused():
     with pytest.raises(DataError, match="a, b"):
         records.sort_records([record("direct", 0.1, dataset=name) for name in "ab"])

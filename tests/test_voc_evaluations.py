@@ -26,7 +26,7 @@ SCHEDULE = {
 }  # fmt: skip
 CLASSIFICATION = {
     "size": 32, "layers": [], "map": 3, "penalties": [0.01, 0.1], "iterations": 50,
-    "finetune": None,
+    "labels_per_class": [], "draws": 2, "finetune": None,
 }  # fmt: skip
 DETECTION = {
     "layer": None, "min_size": 48, "max_size": 64, "anchors": [12, 18, 26], "ratios": [1.0],
@@ -109,7 +109,7 @@ def test_each_class_gets_the_penalty_that_ranks_held_out_pictures_best(monkeypat
         return fit(rows, signs, start, penalty, iterations)
 
     monkeypatch.setattr(voc_classification, "fit", spy)
-    _, best = voc_classification.choose(rows, truth, kept, out, given)
+    _, best = voc_classification.choose(rows, truth, [(kept, out)], given)
     areas = {}
     for penalty in given.penalties:
         weights = fit(
@@ -144,17 +144,172 @@ def test_the_layers_that_are_named_are_judged_alone(backbone, devkit):
         judged("voc_classification", backbone, devkit, layers=["conv9"])
 
 
-def test_test_labels_decide_nothing(backbone, tmp_path):
-    root, outcomes = drawn_voc.write(tmp_path), []
+def drawn_truth(random, number, shares):
+    """Draws which of so many classes pictures show, (N, C) int8; some are difficult."""
+    shown = random.random((number, len(shares))) < shares
+    hard = random.random(shown.shape) < 0.1
+    return np.where(hard, 0, np.where(shown, 1, -1)).astype(np.int8)
+
+
+def few(truth, names=None, seed=0, **changes):
+    names = names or [f"{row:06d}" for row in range(len(truth))]
+    given = voc_classification.Options(
+        **{**CLASSIFICATION, "path": "nowhere", "labels_per_class": [1, 3], "draws": 4, **changes}
+    )
+    return voc_classification.few_labels(names, truth, given, seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_class_draws_n_pictures_that_show_it_and_so_many_times_n_that_do_not(seed):
+    truth = drawn_truth(np.random.default_rng(seed), 60, (0.2, 0.4, 0.5, 0.3))
+    found = few(truth, seed=seed)
+    assert [one[:2] for one in found] == [(n, draw) for n in (1, 3) for draw in range(4)]
+    for number, _, chosen in found:
+        assert chosen.shape == truth.shape and (chosen == truth)[chosen != 0].all()
+        assert ((chosen == 1).sum(0) == number).all()
+        assert ((chosen == -1).sum(0) == 3 * number).all()  # 19 with VOC's 20 classes
+    drawn = {chosen.tobytes() for _, _, chosen in found}
+    assert len(drawn) == 8 and not drawn & {c.tobytes() for _, _, c in few(truth, seed=seed + 1)}
+
+
+def test_the_pictures_that_are_drawn_depend_on_their_names_alone():
+    random = np.random.default_rng(0)
+    truth, names = drawn_truth(random, 50, (0.3, 0.4, 0.5)), [f"p{row}" for row in range(50)]
+    order = random.permutation(50)
+    mixed = few(truth[order], [names[row] for row in order])
+    for (_, _, one), (_, _, two) in zip(few(truth, names), mixed, strict=True):
+        assert np.array_equal(one[order], two)
+
+
+def test_every_picture_that_shows_a_class_is_drawn_about_as_often():
+    truth = np.where(np.arange(40)[:, None] < (10, 20), 1, -1).astype(np.int8)
+    found = few(truth, labels_per_class=[2], draws=2000)
+    counts = sum(chosen != 0 for _, _, chosen in found)
+    for column, positives in enumerate((10, 20)):
+        own, others = counts[:positives, column], counts[positives:, column]
+        for part, size in ((own, positives), (others, 40 - positives)):
+            mean = 2000 * 2 / size
+            assert np.abs(part - mean).max() < 4.5 * (mean * (1 - 2 / size)) ** 0.5
+    both = sum((chosen[:10] == 1).all(1).sum() for _, _, chosen in found)
+    assert both == pytest.approx(2000 * 10 * 0.2 * 0.1, abs=100)  # classes draw by themselves
+
+
+def test_a_class_with_fewer_pictures_gives_all_and_a_number_that_none_has_is_left_out(caplog):
+    truth = np.where(np.arange(20)[:, None] < (2, 6, 0), 1, -1).astype(np.int8)
+    found = few(truth, labels_per_class=[4, 7], draws=1)
+    assert [number for number, _, _ in found] == [4] and "7 labels a class" in caplog.text
+    assert (found[0][2] == 1).sum(0).tolist() == [2, 4, 0]
+    assert (found[0][2] == -1).sum(0).tolist() == [8, 8, 8]
+    assert few(truth, labels_per_class=[]) == few(truth, labels_per_class=None) == []
+
+
+@pytest.mark.parametrize("number, width", [(1, 40), (1, 4), (2, 4), (3, 4), (6, 40), (6, 5)])
+def test_a_few_labels_penalty_is_cross_validated_on_the_pictures_that_were_drawn(number, width):
+    random = np.random.default_rng(number)
+    truth = drawn_truth(random, 90, (0.3, 0.5, 0.4))
+    rows = random.normal(size=(90, width)) + 0.7 * (truth @ random.normal(size=(3, width)))
+    rows = torch.from_numpy(rows).float()
+    changes = {"penalties": [0.01, 3.0, 30.0], "iterations": 300}
+    given = voc_classification.Options(**CLASSIFICATION | {"path": "nowhere", **changes})
+    _, _, chosen = few(truth, labels_per_class=[number], draws=1)[0]
+    found = voc_classification.fit_few(rows, chosen, given)
+    for label in range(3):
+        shown, not_shown = (np.flatnonzero(chosen[:, label] == sign) for sign in (1, -1))
+        folds = min(4, number)
+
+        def fitted(kept, penalty, label=label):
+            signs = torch.from_numpy(chosen[kept, label, None]).float()
+            return voc_classification.fit(
+                rows[kept], signs, torch.zeros(width + 1, 1), torch.tensor([penalty]), 300
+            )
+
+        areas = {penalty: [] for penalty in (30.0, 3.0, 0.01)}
+        for penalty, fold in [(p, f) for p in areas for f in range(folds) if folds > 1]:
+            # The first of the pictures stands in fold 1, the last fold's first place is 0.
+            parts = [shown[(fold - 1) % folds :: folds], not_shown[(fold - 1) % folds :: folds]]
+            out = np.concatenate(parts)
+            kept = np.setdiff1d(np.concatenate([shown, not_shown]), out)
+            ranked = voc_classification.decide(rows[out], fitted(kept, penalty))[:, 0].numpy()
+            areas[penalty].append(voc_metrics.area(voc_metrics.ranking(ranked, chosen[out, label])))
+        penalty = max(areas, key=lambda one: sum(areas[one]))  # of equals the largest
+        wanted = fitted(np.sort(np.concatenate([shown, not_shown])), penalty)
+        assert torch.allclose(found[:, label], wanted[:, 0], atol=2e-3)
+
+
+def test_a_few_labels_tell_the_drawn_classes_and_each_draw_is_a_record(backbone, devkit):
+    values = CLASSIFICATION | {"path": str(devkit), "labels_per_class": [1, 4], "draws": 3}
+    found = evaluate.judge_one("voc_classification", values, backbone, crafted.data(), 0)
+    small = [one for one in found if "draw" in one]
+    assert [(r["layer"], r["labels_per_class"], r["draw"], r["metric"]) for r in small] == [
+        (layer, number, draw, metric)
+        for layer in backbone.layers
+        for number in (1, 4)
+        for draw in range(3)
+        for metric in ("map_11", "map_area")
+    ]
+    means = {
+        number: np.mean([r["value"] for r in small if r["labels_per_class"] == number])
+        for number in (1, 4)
+    }
+    assert means[4] > max(0.8, means[1]) and means[1] > 0.6  # by chance about 0.45
+    assert {one["n"] for one in small} == {15}
+    every = judged("voc_classification", backbone, devkit)
+    assert {(r["metric"], r["layer"]): r["value"] for r in found if "draw" not in r} == every
+
+
+def test_every_network_sees_the_same_few_labels(backbone, devkit, monkeypatch):
+    seen, draw = [], voc_classification.few_labels
+
+    def spy(*arguments):
+        found = draw(*arguments)
+        seen.append([chosen.tobytes() for _, _, chosen in found])
+        return found
+
+    monkeypatch.setattr(voc_classification, "few_labels", spy)
+    values = {"layers": ["conv1"], "labels_per_class": [2]}
+    for network in (backbone, model.fresh(crafted.plugin(NETWORK, widths=[4, 8, 8]), 3).eval()):
+        judged("voc_classification", network, devkit, **values)
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+
+
+def turn_test_labels(root):
+    for name in drawn_voc.COLOURS:
+        path = root / f"VOC2007/ImageSets/Main/{name}_test.txt"
+        turned = {" 1": "-1", "-1": " 1", " 0": " 0"}
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line[:-2]}{turned[line[-2:]]}\n" for line in lines))
+
+
+def test_test_labels_decide_nothing(backbone, tmp_path, monkeypatch):
+    root, made = drawn_voc.write(tmp_path, 30, 12, 42), []  # as many in test as in trainval
+    spied = {name: getattr(voc_classification, name) for name in ("few_labels", "fit", "curves")}
+
+    def few_labels(*arguments):
+        found = spied["few_labels"](*arguments)
+        made.append([chosen.tobytes() for _, _, chosen in found])
+        return found
+
+    def fit(*arguments):
+        found = spied["fit"](*arguments)
+        made.append(found.numpy().tobytes())
+        return found
+
+    def curves(scores, truth):
+        made.append(scores.numpy().tobytes())
+        return spied["curves"](scores, truth)
+
+    for spy in (few_labels, fit, curves):
+        monkeypatch.setattr(voc_classification, spy.__name__, spy)
+    outcomes = []
     for _ in range(2):
-        found = judged("voc_classification", backbone, root)
-        outcomes.append([v for (metric, _), v in found.items() if metric == "validation_map"])
-        for name in drawn_voc.COLOURS:
-            path = root / f"VOC2007/ImageSets/Main/{name}_test.txt"
-            turned = {" 1": "-1", "-1": " 1", " 0": " 0"}
-            lines = path.read_text().splitlines()
-            path.write_text("".join(f"{line[:-2]}{turned[line[-2:]]}\n" for line in lines))
+        found = judged("voc_classification", backbone, root, labels_per_class=[1, 2])
+        values = [v for (metric, _), v in found.items() if metric == "validation_map"]
+        outcomes.append((values, [*made]))
+        made.clear()
+        turn_test_labels(root)
     assert outcomes[0] == outcomes[1] and found["map_area", "conv3"] < 0.7
+    # One draw of each number and a machine with each penalty and a last one, ...
+    assert len(outcomes[0][1]) > 3 * 2 * 2 * len(drawn_voc.COLOURS)
 
 
 def test_fine_tuning_ranks_what_an_untrained_head_does_not(backbone, devkit):
@@ -466,3 +621,7 @@ def test_the_preset_gives_each_evaluation_a_job_whose_epochs_follow_effort():
     assert {"voc_classification", "voc_detection", "voc_segmentation"} <= jobs.keys()
     assert jobs["voc_detection"]["voc_detection"]["training"]["epochs"] == 6
     assert jobs["voc_classification"]["voc_classification"]["finetune"]["epochs"] == 10
+    few = [
+        jobs["voc_classification"]["voc_classification"][k] for k in ("labels_per_class", "draws")
+    ]
+    assert few == [[1, 4, 16], 5]

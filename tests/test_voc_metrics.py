@@ -1,4 +1,7 @@
-"""Scores of PASCAL VOC, against slow references by the rules of the devkit."""
+"""Scores of PASCAL VOC, against slow loops by the rules of the devkit and against libraries.
+
+These are scikit-learn for rankings and masks, pycocotools for boxes.
+"""
 
 from fractions import Fraction
 
@@ -6,6 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from sklearn.metrics import jaccard_score, precision_recall_curve
 
 from kt.core import voc, voc_metrics
 from kt.core.step import DataError
@@ -80,6 +87,22 @@ def test_the_order_of_pictures_changes_no_score(rows, random):
     again = random.sample(rows, len(rows))
     curves = [voc_metrics.ranking(*map(np.array, zip(*one, strict=True))) for one in (rows, again)]
     assert voc_metrics.mean_precision(curves[:1]) == voc_metrics.mean_precision(curves[1:])
+
+
+@settings(deadline=None, max_examples=200)
+@given(SHOWN)
+def test_both_averages_are_those_of_scikit_learns_curve(rows):
+    scores, truth = map(np.array, zip(*rows, strict=True))
+    kept = truth != 0
+    precision, recall, _ = precision_recall_curve(truth[kept] == 1, scores[kept])
+    precision, recall = precision[:-1], recall[:-1]  # the last point is made up: 1 at recall 0
+    highest = [max(precision[recall >= tenth / 10], default=0) for tenth in range(11)]
+    curve = voc_metrics.ranking(scores, truth)
+    assert voc_metrics.eleven_points(curve) == pytest.approx(np.mean(highest), abs=1e-12)
+    # Best score first; each step of recall at the highest precision there or above.
+    steps = np.diff(recall[::-1], prepend=0)
+    best = np.maximum.accumulate(precision)[::-1]
+    assert voc_metrics.area(curve) == pytest.approx((steps * best).sum(), abs=1e-12)
 
 
 def test_equal_scores_are_one_threshold():
@@ -228,6 +251,109 @@ def test_perfect_boxes_score_one_and_no_boxes_nought():
     assert voc_metrics.mean_precision(curves) == {"map_11": 0.0, "map_area": 0.0}
 
 
+def with_coco(found, truth, label, recalls):
+    """Gives pycocotools' precision at each of the recalls, 0..1, from an overlap of 0.5."""
+    pictures = [{"id": number, "height": 300, "width": 300} for number in range(len(truth))]
+    objects, guesses = [], []
+    for number, one in enumerate(truth):
+        for box, own, difficult in zip(one.boxes, one.labels, one.difficult, strict=True):
+            sides = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
+            area = sides[2] * sides[3]
+            objects.append(
+                {"id": len(objects) + 1, "image_id": number, "category_id": int(own), "bbox": sides}
+                | {"area": area, "iscrowd": int(difficult)}
+            )
+    for number, one in enumerate(found):
+        for box, own, score in zip(one.boxes, one.labels, one.scores, strict=True):
+            sides = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
+            guesses.append({"image_id": number, "category_id": int(own), "bbox": sides})
+            guesses[-1]["score"] = float(score)
+    wanted = COCO()
+    wanted.dataset = {"images": pictures, "annotations": objects, "info": {}}
+    wanted.dataset["categories"] = [{"id": number, "name": str(number)} for number in range(3)]
+    wanted.createIndex()
+    judge = COCOeval(wanted, wanted.loadRes(guesses), "bbox")
+    judge.params.iouThrs, judge.params.recThrs = np.array([0.5]), np.array(recalls)
+    judge.params.maxDets, judge.params.catIds = [10_000], [label]
+    judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+    judge.evaluate()
+    judge.accumulate()
+    return judge.eval["precision"].ravel()
+
+
+def coco_scores(found, truth, label, positives):
+    """Gives pycocotools' 11-point average and its area, both exact.
+
+    The highest precision is one number between two steps of recall, so its values in the middle of
+    each step give the area. 3 / 10 is what three of ten are; `linspace` has a little more.
+    """
+    middles = (np.arange(positives) + 0.5) / positives
+    return tuple(with_coco(found, truth, label, r).mean() for r in (np.arange(11) / 10, middles))
+
+
+def lattice(seed, pictures=5):
+    """Draws objects far apart, boxes near them and beside them, and no two equal scores.
+
+    Here pycocotools and the devkit agree. COCO gives a box to the best object that is still free,
+    the devkit to the best one, free or not: so no box reaches two. And COCO compares the overlap
+    with a crowd to the box's area, not to the union: so boxes reach a difficult object well or
+    hardly.
+    """
+    random = np.random.default_rng(seed)
+    found, truth = [], []
+    for _ in range(pictures):
+        places = 50 * np.argwhere(np.ones((4, 4)))[random.permutation(16)[: random.integers(1, 9)]]
+        sides = random.integers(12, 22, (len(places), 2))
+        boxes = np.concatenate([places + 14, places + 14 + sides], 1)
+        difficult, labels = random.random(len(places)) < 0.3, random.integers(0, 3, len(places))
+        truth.append(
+            voc.Objects(boxes.astype(np.float32), labels, difficult, difficult & False, (300, 300))
+        )
+        again = random.integers(0, len(places), 3 * len(places))
+        guess = boxes[again] + np.tile(random.integers(-5, 6, (len(again), 2)), 2)
+        named = np.where(random.random(len(again)) < 0.9, labels[again], 1)
+        common = (sides[again] - np.abs(guess - boxes[again])[:, :2]).clip(0).prod(1)
+        share = common / sides[again].prod(1)  # of the box; of the union it is share / (2 - share)
+        kept = ~difficult[again] | (share < 0.5) | (share >= 2 / 3)
+        found.append(Boxes(guess[kept].astype(np.float32), named[kept], np.zeros(kept.sum())))
+    order = iter(random.permutation(sum(len(one.boxes) for one in found)))
+    ranked = [np.array([next(order) / 512 for _ in one.boxes], np.float32) for one in found]
+    return [one._replace(scores=own) for one, own in zip(found, ranked, strict=True)], truth
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6))
+def test_scores_of_boxes_are_those_of_pycocotools(seed):
+    found, truth = lattice(seed)
+    for label in range(3):
+        curve = voc_metrics.detection(found, truth, label)
+        if curve.positives and any((one.labels == label).any() for one in found):
+            eleven, area = coco_scores(found, truth, label, curve.positives)
+            assert voc_metrics.eleven_points(curve) == pytest.approx(eleven, abs=1e-9)
+            assert voc_metrics.area(curve) == pytest.approx(area, abs=1e-9)
+
+
+def test_the_drawn_boxes_are_right_wrong_again_and_left_out():
+    # So that the comparison above is one: all that may happen to a box does.
+    right, wrong, left_out = 0, 0, 0
+    for found, truth in map(lattice, range(10)):
+        for label in range(3):
+            curve = voc_metrics.detection(found, truth, label)
+            flags = flags_of(curve)
+            right, wrong = right + sum(flags), wrong + len(flags) - sum(flags)
+            left_out += sum((one.labels == label).sum() for one in found) - len(flags)
+    assert min(right, wrong, left_out) > 50
+
+
+def test_where_two_objects_overlap_the_devkit_calls_wrong_what_coco_gives_to_the_other():
+    truth = [one_picture([[0, 0, 20, 20], [6, 0, 26, 20]], [False, False])]
+    found = [guess([[0, 0, 20, 20], [1, 0, 21, 20]])]  # both overlap the first object most
+    curve = voc_metrics.detection(found, truth, 0)
+    assert flags_of(curve) == [1, 0] and voc_metrics.area(curve) == 0.5
+    assert coco_scores(found, truth, 0, 2) == pytest.approx((1, 1))
+    assert slow_detection(found, truth, 0)[1] == Fraction(1, 2)
+
+
 # ---------------------------------------------------------------------------- segmentation
 
 
@@ -251,6 +377,37 @@ def test_miou_agrees_with_a_count_pixel_by_pixel(seed):
     assert voc_metrics.miou(counts) == pytest.approx(
         slow_miou(truth.ravel().tolist(), predicted.ravel().tolist(), 6)
     )
+
+
+@st.composite
+def masks(draw):
+    """Draws true and predicted masks of one to three pictures with few of the 21 classes."""
+    classes = draw(st.lists(st.integers(0, 20), min_size=1, max_size=4, unique=True))
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        shape = draw(arrays.array_shapes(min_dims=2, max_dims=2, max_side=6))
+        truth = arrays.arrays(np.uint8, shape, elements=st.sampled_from([*classes, voc.VOID]))
+        predicted = arrays.arrays(np.int64, shape, elements=st.sampled_from([*classes, 20]))
+        found.append((draw(truth), draw(predicted)))
+    return found
+
+
+@settings(deadline=None, max_examples=200)
+@given(masks())
+def test_miou_is_scikit_learns_over_the_classes_that_are_there_or_predicted(pairs):
+    truth, predicted = (
+        np.concatenate([m.ravel() for m in part]) for part in zip(*pairs, strict=True)
+    )
+    kept = truth != voc.VOID
+    counts = sum(voc_metrics.confusion(*pair, 21) for pair in pairs)
+    if not kept.any():
+        with pytest.raises(DataError, match="all are void"):
+            voc_metrics.miou(counts)
+        return
+    truth, predicted = truth[kept].astype(np.int64), predicted[kept]
+    known = np.union1d(truth, predicted)
+    each = jaccard_score(truth, predicted, labels=known, average=None)
+    assert voc_metrics.miou(counts) == pytest.approx(each.mean(), abs=1e-12)
 
 
 def test_a_perfect_mask_scores_one_and_void_alone_is_refused():

@@ -9,12 +9,18 @@ from markupsafe import Markup
 
 from kt.core import charts, verdict
 from kt.core.intervals import TIE
+from kt.core.records import Column
 from kt.core.summary import Comparison, Row
 
 COLOURS = {"one": "transfer", "two": "hog", "three": "untrained", "four": "longer"}  # of no arm
 MOST_COSTS = 16
 LABELS = {"labels_per_class": "labels per class", "fraction": "share of the labels"}
-FEW = (("finetune", "labels_per_class"), ("finetune", "fraction"), ("svm", "labels_per_class"))
+FEW = (
+    ("finetune", "top1", "labels_per_class"),
+    ("finetune", "top1", "fraction"),
+    ("svm", "top1", "labels_per_class"),
+    ("voc_classification", "map_11", "labels_per_class"),
+)
 
 Model = dict[str, Any]
 
@@ -36,16 +42,16 @@ def differences(comparison: Comparison) -> list[tuple[str, Markup]]:
 
 
 def label_curves(comparison: Comparison) -> list[tuple[str, Markup]]:
-    """Draws accuracy against few labels: (name, chart) of what was measured with two or more."""
+    """Draws scores against few labels: (name, chart) of what was measured with two or more."""
     found = []
-    for evaluation, field in FEW:
+    for evaluation, metric, field in FEW:
         places = [
             (index, getattr(column, field))
             for index, column in enumerate(comparison.columns)
-            if (column.evaluation, column.metric) == (evaluation, "top1") and getattr(column, field)
+            if (column.evaluation, column.metric) == (evaluation, metric) and getattr(column, field)
         ]
         if len(places) > 1:
-            name = f"{verdict.LONG[evaluation]} by {LABELS[field]}"
+            name = f"{verdict.long_title(Column(evaluation, metric))} by {LABELS[field]}"
             found.append((name, _label_curve(comparison.arms, places, name, LABELS[field])))
     return found
 

@@ -1,7 +1,7 @@
 """Metric records: reading, order, groups.
 
 A record is a dict with `model, arm, evaluation, dataset, metric, value` (a fraction), `seed, n`
-and, where they apply, `layer, labels_per_class, fraction, k, teacher, teacher_layer, target,
+and, where they apply, `layer, labels_per_class, draw, fraction, k, teacher, teacher_layer, target,
 transfer`, `chosen`, what `auto` stood for, and `right`, which of the n images were right.
 """
 
@@ -151,7 +151,7 @@ def sort_records(
     def key(record):
         known = list(layers.get(record["model"], ()))
         depth = rank(record["layer"], known) if record.get("layer") else None
-        values = [record.get(name) for name in (*order, "seed")]
+        values = [record.get(name) for name in (*order, "seed", "draw")]
         values.insert(order.index("layer"), depth)
         return [
             (v is not None, 0 if isinstance(v, str) else v or 0, v if isinstance(v, str) else "")
@@ -180,6 +180,17 @@ def by_seed(records: Iterable[Record], column: Column) -> dict[int, float]:
         (record for record in records if column_of(record) == column), lambda record: record["seed"]
     )
     return {seed: statistics.fmean(r["value"] for r in found[seed]) for seed in sorted(found)}
+
+
+def over_draws(records: Iterable[Record], column: Column) -> float | None:
+    """Gives the standard deviation over the draws of few labels, its mean over seeds.
+
+    None where no seed has several records that name their draw.
+    """
+    drawn = (r for r in records if column_of(r) == column and r.get("draw") is not None)
+    found = grouped(drawn, lambda record: record["seed"]).values()
+    spreads = [statistics.stdev(r["value"] for r in group) for group in found if len(group) > 1]
+    return statistics.fmean(spreads) if spreads else None
 
 
 def right_by_seed(records: Iterable[Record], column: Column) -> dict[int, np.ndarray] | None:

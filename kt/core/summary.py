@@ -17,6 +17,7 @@ from kt.core.records import (
     by_seed,
     column_of,
     grouped,
+    over_draws,
     rank,
     right_by_seed,
 )
@@ -45,11 +46,13 @@ class Cell(NamedTuple):
         interval: Mean over seeds.
         layer: The layer chosen, where several were probed.
         best: Whether it is the highest of its column.
+        draws: Standard deviation over draws of few labels, where each has a record.
     """
 
     interval: Interval
     layer: str | None
     best: bool
+    draws: float | None = None
 
 
 class Row(NamedTuple):
@@ -214,7 +217,7 @@ def _cell(records: list[Record], column: Column, several: set) -> Cell | None:
         return None
     named = (found[0]["model"], column.evaluation) in several
     layer = found[0].get("layer") if named else None
-    return Cell(measured(found, column), layer, False)
+    return Cell(measured(found, column), layer, False, over_draws(found, column))
 
 
 def mark_best(rows: list[Row], judged: Sequence[bool]) -> list[Row]:

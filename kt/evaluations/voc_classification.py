@@ -5,6 +5,14 @@ as in VISSL (Goyal et al., ICCV 2019). Its penalty is chosen on the challenge's 
 trainval into train and val, then all of trainval is fitted and test is judged. With `finetune` the
 whole network is trained, too (paper, section 5).
 
+With few labels, `labels_per_class`, the same machines see what VISSL's low-shot protocol draws
+(Goyal et al., "Scaling and benchmarking self-supervised visual representation learning", ICCV
+2019): for each class by itself n pictures of trainval that show it and 19 n that do not, one record
+for each of `draws` draws. Each class's penalty is chosen by cross-validation on its 20 n pictures
+alone; of n = 1, which leaves nothing to hold out, the largest is taken. Differs from VISSL, whose
+code takes the cost that is best on test, scales features to unit length and lets positives weigh
+double: features are standardised over all of trainval, which takes no labels.
+
 Differs from the paper: a picture is squeezed into a square and seen once, where its code cuts
 random squares in training and averages over ten in the test; so numbers are lower.
 """
@@ -21,6 +29,7 @@ NEEDS_LABELS = False  # its labels are its own
 FROZEN = False
 CHOOSES = False
 BATCH = 64
+FOLDS = 4  # of the cross-validation with few labels, at most (ours)
 YEAR = "VOC2007"
 
 
@@ -40,6 +49,14 @@ class Options(Settings):
         ),
     ]
     iterations: Annotated[Count, Field(description="of L-BFGS, at most")]
+    labels_per_class: Annotated[
+        list[Count] | None,
+        Field(
+            description="also fit each class to so many pictures that show it and 19 times as many "
+            "that do not; [] or null: do not"
+        ),
+    ]
+    draws: Annotated[Count, Field(description="of these pictures, a record each")]
     finetune: Annotated[
         Schedule | None,
         Field(
@@ -52,11 +69,13 @@ class Options(Settings):
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11, map_area and validation_map for each layer, and tuned_map_11, tuned_map_area.
 
+    With few labels also map_11 and map_area for each layer, number of labels and draw.
+
     Raises:
         ConfigError: The devkit or a layer is not there.
         DataError: Something in the devkit is not what it should be.
     """
-    from kt.core import images, judge, voc, voc_metrics
+    from kt.core import images, judge, voc
 
     root = voc.folder(options.path, YEAR)
     names = {}
@@ -71,21 +90,19 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     seen, unseen = (
         features(backbone, root, names[split], layers, options) for split in ("trainval", "test")
     )
-    found = []
+    few, found = few_labels(names["trainval"], truth["trainval"], options, seed), []
     for layer in layers:
         rows, mean, std = standardised(seen[layer])
-        weights, best = choose(rows, truth["trainval"], kept, out, options)
-        guess = decide((unseen[layer] - mean) / std, weights)
-        known = {"layer": layer, "dataset": YEAR}
+        queries, known = (unseen[layer] - mean) / std, {"layer": layer, "dataset": YEAR}
+        weights, best = choose(rows, truth["trainval"], [(kept, out)], options)
         found += judge.records({"validation_map": best}, len(out), **known)
-        found += judge.records(
-            voc_metrics.mean_precision(curves(guess, truth["test"])), len(guess), **known
-        )
+        found += scored(decide(queries, weights), truth["test"], **known)
+        for number, draw, chosen in few:
+            guess = decide(queries, fit_few(rows, chosen, options))
+            found += scored(guess, truth["test"], **known, labels_per_class=number, draw=draw)
     if options.finetune:
         guess = tuned(backbone, root, names, truth["trainval"], data, options, seed)
-        values = voc_metrics.mean_precision(curves(guess, truth["test"]))
-        values = {f"tuned_{name}": value for name, value in values.items()}
-        found += judge.records(values, len(guess), dataset=YEAR)
+        found += scored(guess, truth["test"], "tuned_", dataset=YEAR)
     return found
 
 
@@ -121,18 +138,89 @@ def standardised(rows):
     return (rows - mean) / std, mean, std
 
 
-def choose(rows, truth, kept, out, options: Options):
-    """Fits each class with the penalty that ranks the held-out pictures best.
+def few_labels(names, truth, options: Options, seed: int) -> list[tuple]:
+    """Draws for each class n pictures that show it and (C - 1) n that do not.
+
+    Each class draws by itself, by seed and names alone, so the same pictures for every network. A
+    class that has fewer gives all, and an n that no class has is left out.
+
+    Args:
+        names: Of the N pictures.
+        truth: (N, C) int8: 1, -1, or 0 left out.
+        options: `labels_per_class` and `draws`.
+        seed: Of the draws.
+
+    Returns:
+        n, number of the draw and what it shows, (N, C) int8: 1, -1, or 0 not drawn.
+    """
+    import torch
+
+    from kt.core import draws, images, step
+
+    ids, known, found = torch.from_numpy(images.key_ids(names)), torch.from_numpy(truth), []
+    largest, others = int((truth == 1).sum(0).max()), truth.shape[1] - 1
+    for number in options.labels_per_class or []:
+        if number > largest:
+            step.log.warning("VOC2007: %d labels a class left out, no class has them", number)
+            continue
+        for draw in range(options.draws):
+            order = draws.bits(seed, f"voc few {number}", draw, ids, truth.shape[1])
+            chosen = torch.zeros_like(known)
+            for sign, most in ((1, number), (-1, others * number)):
+                own = known == sign
+                first = order.where(own, torch.iinfo(order.dtype).max).argsort(0)[:most]
+                drawn = torch.zeros_like(own).scatter(0, first, True) & own
+                chosen[drawn] = sign
+            found.append((number, draw, chosen.numpy()))
+    return found
+
+
+def fit_few(rows, chosen, options: Options):
+    """Fits each class to the pictures that were drawn for it, its penalty cross-validated on these.
+
+    Each fold holds out an equal share of those that show the class and of those that do not. All is
+    done in the space that the pictures span, where the best weights lie.
+
+    Args:
+        rows: (N, D) float32, standardised.
+        chosen: (N, C) int8 as of `few_labels`.
+        options: `penalties` and `iterations`.
+
+    Returns:
+        (D + 1, C) float32; zeros where no picture shows the class.
+    """
+    import numpy as np
+    import torch
+
+    weights = torch.zeros(rows.shape[1] + 1, chosen.shape[1])
+    for column, signs in enumerate(chosen.T):
+        drawn = np.flatnonzero(signs)
+        shown = signs[drawn] == 1
+        if not shown.any():
+            continue
+        basis, inside = torch.linalg.qr(rows[drawn].T)  # rows.T = basis @ inside
+        folds = min(FOLDS, int(shown.sum()))
+        fold = np.where(shown, shown.cumsum(), (~shown).cumsum()) % folds
+        parts = [(fold != one, fold == one) for one in range(folds)] if folds > 1 else []
+        splits = [tuple(map(np.flatnonzero, part)) for part in parts]
+        own, _ = choose(inside.T, signs[drawn, None], splits, options)
+        weights[:, column] = torch.cat([basis @ own[:-1], own[-1:]])[:, 0]
+    return weights
+
+
+def choose(rows, truth, splits, options: Options):
+    """Fits each class with the penalty that ranks held-out pictures best, of equals the largest.
 
     Args:
         rows: (N, D) float32, standardised.
         truth: (N, C) int8: 1, -1, or 0 left out.
-        kept: Rows to fit the candidates on.
-        out: Held-out rows to choose by.
+        splits: Rows to fit the candidates on and held-out rows to choose by, of each split; without
+            any the largest penalty is taken.
         options: `penalties` and `iterations`.
 
     Returns:
-        (D + 1, C) float32 weights fitted on all rows, and the mean over classes of the best areas.
+        (D + 1, C) float32 weights fitted on all rows, and the mean over classes of the best areas,
+        themselves means over the splits.
     """
     import numpy as np
     import torch
@@ -141,17 +229,19 @@ def choose(rows, truth, kept, out, options: Options):
 
     number, signs = truth.shape[1], torch.from_numpy(truth).float()
     best, penalty = np.full(number, -1.0), torch.ones(number)
-    start = torch.zeros(rows.shape[1] + 1, number)
+    starts = [torch.zeros(rows.shape[1] + 1, number)] * max(1, len(splits))
+    known = np.zeros(number, bool)
     for candidate in sorted(options.penalties, reverse=True):  # each starts from the one before
-        tried = torch.full((number,), candidate)
-        start = fit(rows[kept], signs[kept], start, tried, options.iterations)
-        ranked = curves(decide(rows[out], start), truth[out])
-        areas = np.array([voc_metrics.area(c) if c.positives else 0.0 for c in ranked])
+        tried, areas = torch.full((number,), candidate), np.zeros(number)
+        for place, (kept, out) in enumerate(splits):
+            start = fit(rows[kept], signs[kept], starts[place], tried, options.iterations)
+            ranked, starts[place] = curves(decide(rows[out], start), truth[out]), start
+            areas += [voc_metrics.area(c) / len(splits) if c.positives else 0.0 for c in ranked]
+            known |= [c.positives > 0 for c in ranked]
         penalty[torch.from_numpy(areas > best)] = candidate
         best = np.maximum(best, areas)
-    known = [curve.positives > 0 for curve in ranked]
-    weights = fit(rows, signs, start, penalty, options.iterations)
-    return weights, float(best[known].mean()) if any(known) else 0.0
+    weights = fit(rows, signs, starts[0], penalty, options.iterations)
+    return weights, float(best[known].mean()) if known.any() else 0.0
 
 
 def fit(rows, signs, start, penalty, iterations: int):
@@ -202,6 +292,15 @@ def curves(scores, truth) -> list:
 
     pairs = zip(scores.numpy().T, truth.T, strict=True)
     return [voc_metrics.ranking(column, given) for column, given in pairs]
+
+
+def scored(scores, truth, prefix: str = "", **more) -> list[dict]:
+    """Gives records of map_11 and map_area of scores (N, C) against truth (N, C)."""
+    from kt.core import judge, voc_metrics
+
+    values = voc_metrics.mean_precision(curves(scores, truth))
+    values = {f"{prefix}{name}": value for name, value in values.items()}
+    return judge.records(values, len(scores), **more)
 
 
 def tuned(backbone, root, names, truth, data, options: Options, seed: int):
