@@ -75,9 +75,33 @@ def test_a_preset_says_the_hours_it_is_expected_to_take(files):
     overlays = [config.read(running.ROOT / "presets" / file) for file in files]
     settings = config.resolve(running.ROOT, *overlays)
     hours = sum(cost.operations for cost in compute.costs(settings, NUMBERS)) / 1e14 / 3600
-    text = (running.ROOT / "presets" / files[-1]).read_text()
-    (said,) = re.findall(r"^# Expected: ([\d.]+) GPU-hours at 100 TFLOP/s", text, re.M)
-    assert float(f"{hours:.2g}") == float(said)
+    assert float(f"{hours:.2g}") == float(said(files[-1]))
+
+
+@pytest.mark.parametrize("files", PRESETS[3:], ids=lambda files: files[-1])
+def test_targets_take_the_same_steps_in_all_ablations_of_the_paper(files):
+    def steps(files):
+        overlays = [config.read(running.ROOT / "presets" / file) for file in files]
+        settings = config.resolve(running.ROOT, *overlays)
+        images = NUMBERS[settings.use.target]
+        training = settings.targets["small"].training
+        return images / training.batch * training.epochs
+
+    assert steps(files) == pytest.approx(steps(files[:1]), rel=0.02)
+
+
+def test_the_page_of_the_paper_says_the_hours_of_the_presets():
+    text = " ".join((running.ROOT / "docs/paper.md").read_text().split())
+    told = text.partition("**What a run would cost**")[2]
+    assert f"{said('paper.yaml')} hours" in told
+    for path in sorted((running.ROOT / "presets/paper").glob("*.yaml")):
+        assert re.search(rf"`{path.stem}` {said(f'paper/{path.name}')}\b", told), path.stem
+
+
+def said(file):
+    text = (running.ROOT / "presets" / file).read_text()
+    (hours,) = re.findall(r"^# Expected: ([\d.]+) GPU-hours at 100 TFLOP/s", text, re.M)
+    return hours
 
 
 def test_a_round_before_the_last_is_trained_once_and_by_its_own_target_alone():
