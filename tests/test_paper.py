@@ -52,7 +52,9 @@ def test_a_later_file_may_name_another_plug_in(line, tmp_path):
     assert "target_train small deep/conv4/k2000 s0" in jobs(done)
 
 
-@pytest.mark.parametrize("name, task, source", [("", "deep", "paper"), ("jigsaw", "own", "article")])
+@pytest.mark.parametrize(
+    "name, task, source", [("", "deep", "paper"), ("jigsaw", "own", "article")]
+)
 def test_a_puzzle_has_the_numbers_that_its_options_cite(name, task, source):
     overlay = [f"presets/paper/{name}.yaml"] if name else []
     task = resolved(["presets/paper.yaml", *overlay]).teachers[task].task
