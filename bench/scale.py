@@ -6,12 +6,14 @@
 
 Each is measured at growing sizes, and the growth is said: the exponent of a fit for images and
 rows, for parts and processes the processor time against that of one. Writes bench/scale.json and
-docs/scale.md; what is not measured keeps its figures. No goals: the tables are for sizing.
+docs/scale.md, with commit and date of each; what is not measured keeps its figures. No goals: the
+tables are for sizing.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import itertools
 import json
@@ -201,6 +203,7 @@ def main() -> None:
         print("\n".join(f"{name:10} {one.__doc__.splitlines()[0]}" for name, one in GROUPS.items()))
         return
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    commit = results.commit()  # before the first figures are written
     for name in arguments.groups or GROUPS:
         with tempfile.TemporaryDirectory(prefix="kt-scale-") as scratch:
             before, found = probe(), []
@@ -211,6 +214,7 @@ def main() -> None:
         kept[name] = {
             "rows": found, "probe": [round(before), round(probe())],
             "machine": results.machine(arguments.cores),
+            "commit": commit, "date": datetime.date.today().isoformat(),
         }  # fmt: skip
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
         PAGE.write_text(page(kept))
@@ -238,8 +242,16 @@ def page(kept: dict) -> str:
             size, value = ([row[key] for row in found] for key in FITTED[name])
             text += f"\n`{FITTED[name][1]}` grows with the power {exponent(size, value):.2f}.\n"
         probes = " and ".join(map(str, kept[name]["probe"]))
-        text += f"\n{machine['threads']} threads of {machine['cpu']}; probe {probes} GFLOP/s.\n"
+        text += f"\n{machine['threads']} threads of {machine['cpu']}; probe {probes} GFLOP/s; "
+        text += f"{origin(kept[name])}.\n"
     return text
+
+
+def origin(group: dict) -> str:
+    """Says commit and date of a group; of early ones only what commit brought them is known."""
+    if "commit" in group:
+        return f"commit {group['commit']}, {group['date']}"
+    return f"came with commit {group['came_with']}, {group['date']}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ WORDS = {
     "unjudged": "too few images",
 }
 VERBS = {"beats": "ahead", "behind": "behind"}
+LATE = "Stated after results of this budget had been seen."
 SHOWN = ("knn", "linear", "finetune")
 VERDICT = ("knn", "linear")  # choose a model of each arm, on held-out images
 DRAWN = "knn"  # by the plots
@@ -74,7 +75,7 @@ def page(
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset, budget)})")
-        parts += claims(claimed, records)
+        parts += claims(claimed, records, budget)
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
             f"experiments on the same data and budget share; {run['machine']}; "
@@ -139,14 +140,17 @@ def table(comparison: summary.Comparison) -> str:
     return "\n".join(lines)
 
 
-def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> list[str]:
+def claims(
+    given: Sequence[Mapping[str, Any]], records: Sequence[Record], budget: str = ""
+) -> list[str]:
     """Gives a list with one line for each claim: the gap with its interval, and what it says.
 
     A claim names two sets of fields (`of`, `against`) that each single out one model, or an arm,
     whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`; `budgets`
     if it is about some alone (the page's matter). `expect: tie` claims that there is no gap. With
     `half_way_to` the gap is that to the middle between `against` and that model; with `than_layer`
-    it is what the gap at `layer` is more than the gap at that one.
+    it is what the gap at `layer` is more than the gap at that one. `unplanned` lists the budgets of
+    which results had been seen when the claim was stated.
     """
     lines = []
     for claim in given:
@@ -155,7 +159,8 @@ def claims(given: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> lis
             lines.append(f"- {claim['text']}: not measured here.")
             continue
         word = said(gap, claim.get("expect") == "tie")
-        lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).")
+        late = f" {LATE}" if budget in claim.get("unplanned", []) else ""
+        lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).{late}")
     return ["\n".join(lines)] if lines else []
 
 

@@ -6,7 +6,7 @@ Counts the multiply-adds of each network's forward pass on one image with all it
 takes three times as many, and a multiply-add is two operations. Hours are those of a device that
 really reaches `--rate` operations a second; what yours reaches, a short run tells (its log has
 images a second). Left out is what is small beside it: reading, extraction, clustering, probes of
-frozen features, PASCAL VOC.
+frozen features, the test pictures of PASCAL VOC.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from kt.core import lessons, step
 from kt.core.step import ConfigError
 
 OPERATIONS = 6  # of a training step for each multiply-add of a forward pass
+TRAINVAL, SEGMENTED = 5011, 1464  # pictures of VOC2007's trainval, of VOC2012's train with masks
+REGIONS = 512  # of a picture that torchvision's detector learns from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def costs(settings: config.Config, known: dict[str, int]) -> list[Cost]:
             found.append(Cost(f"{name}/{origin}", seeds, one, images))
         if target.supervised:
             found.append(Cost(f"{name}/supervised", settings.seeds, one, images))
-    return found + _tuned(settings, size["evaluate"])
+    return found + _tuned(settings, size["evaluate"]) + _on_voc(settings)
 
 
 def _tuned(settings: config.Config, size: int) -> list[Cost]:
@@ -155,6 +157,56 @@ def _tuned(settings: config.Config, size: int) -> list[Cost]:
         one = multiply_adds(backbone, options.task, size)
         found.append(Cost(f"evaluation {job}", times * networks, one, options.images))
     return found
+
+
+def _on_voc(settings: config.Config) -> list[Cost]:
+    """Gives the trainings on PASCAL VOC, of all models together.
+
+    Pictures for detection count as 4 by 3, those of another list for segmentation as VOC2012's.
+    """
+    networks = sum(len(model.seeds) for model in workflow.judged(settings))
+    backbone = next(iter(settings.targets.values())).backbone
+    found = []
+    for job, values in workflow.evaluation_jobs(settings, True).items():
+        if not job.startswith("voc_"):
+            continue
+        options = config.options("evaluations", job, values[job])
+        training = options.finetune if job == "voc_classification" else options.training
+        if training:
+            seen = training.epochs * (SEGMENTED if job == "voc_segmentation" else TRAINVAL)
+            found.append(Cost(f"evaluation {job}", networks, _of_voc(job, backbone, options), seen))
+    return found
+
+
+def _of_voc(job: str, plugin: config.Plugin, options) -> float:
+    """Gives the multiply-adds of a forward pass of one picture in a training on PASCAL VOC."""
+    from kt.core import model, network, voc, voc_training
+    from kt.evaluations import voc_detection
+
+    backbone, number = model.fresh(plugin, 0), len(voc.CLASSES)
+    if job == "voc_detection":
+        detector = voc_detection.build(backbone, options)
+        picture = backbone.mean.new_zeros(1, 3, options.min_size, 4 * options.min_size // 3)
+        pooled = backbone.mean.new_zeros(
+            REGIONS, detector.backbone.out_channels, options.pooled, options.pooled
+        )
+
+        def detect():
+            detector.rpn.head([detector.backbone(picture)])
+            heads = detector.roi_heads
+            heads.box_predictor(heads.box_head(pooled))
+
+        return network.counted(detector.eval(), detect)
+    if job == "voc_segmentation":
+        size = options.crop
+        trunk = voc_training.Trunk(backbone, options.layer, size, options.training)
+        made = voc_training.FCN(trunk, options.skips, number + 1)
+    else:
+        size = options.size
+        trunk = voc_training.Trunk(backbone, None, size, options.finetune)
+        made = voc_training.Classifier(trunk, options.map, size, number)
+    made.eval()
+    return network.counted(made, lambda: made(backbone.mean.new_zeros(1, 3, size, size)))
 
 
 def _spent(settings, name: str, seen, size) -> float:

@@ -203,3 +203,25 @@ def test_the_page_of_scale_is_made_of_what_is_kept_and_names_every_group():
     text = scale.PAGE.read_text(encoding="utf-8")
     assert scale.page(json.loads(scale.KEPT.read_text(encoding="utf-8"))) == text
     assert all(f"## {name.capitalize()}" in text for name in scale.GROUPS)
+
+
+def test_each_group_of_scale_says_commit_and_date_also_when_it_is_measured(tmp_path, monkeypatch):
+    text = scale.PAGE.read_text(encoding="utf-8")
+    assert len(re.findall(r"commit [0-9a-f]{12}.*, 20\d\d-\d\d-\d\d\.$", text, re.M)) == len(
+        scale.GROUPS
+    )
+    monkeypatch.setattr(scale, "KEPT", tmp_path / "scale.json")
+    monkeypatch.setattr(scale, "PAGE", tmp_path / "scale.md")
+    monkeypatch.setattr(scale, "GROUPS", {"rows": rows_of_two})
+    monkeypatch.setattr(scale, "probe", lambda: 1.0)
+    monkeypatch.setattr(scale.os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(results, "commit", lambda: "abc+changes")
+    monkeypatch.setattr(sys, "argv", ["scale"])
+    scale.main()
+    assert "; commit abc+changes, 20" in scale.PAGE.read_text(encoding="utf-8")
+
+
+def rows_of_two(run, most):
+    """Two rows."""
+    yield {"rows": 1, "iteration_s": 1.0}
+    yield {"rows": 2, "iteration_s": 2.0}

@@ -17,10 +17,12 @@ from kt.core.task import Context
 from kt.pretext_train import build_task
 
 NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 7000}
-PRESETS = [["cifar10.yaml"], ["imagenette.yaml"], ["paper.yaml"]] + [
+PAPER = [
     ["paper.yaml", f"paper/{path.name}"]
     for path in sorted((running.ROOT / "presets/paper").glob("*.yaml"))
 ]
+PRESETS = [[f"{name}.yaml"] for name in ("cifar10", "imagenette", "photos", "paper")]
+PRESETS += [["paper.yaml", "voc.yaml"], *PAPER]
 
 
 def of_default(**changes):
@@ -75,9 +77,64 @@ def test_a_preset_says_the_hours_it_is_expected_to_take(files):
     overlays = [config.read(running.ROOT / "presets" / file) for file in files]
     settings = config.resolve(running.ROOT, *overlays)
     hours = sum(cost.operations for cost in compute.costs(settings, NUMBERS)) / 1e14 / 3600
-    text = (running.ROOT / "presets" / files[-1]).read_text()
-    (said,) = re.findall(r"^# Expected: ([\d.]+) GPU-hours at 100 TFLOP/s", text, re.M)
-    assert float(f"{hours:.2g}") == float(said)
+    assert float(f"{hours:.2g}") == float(said(files[-1]))
+
+
+@pytest.mark.parametrize("files", PAPER, ids=lambda files: files[-1])
+def test_targets_take_the_same_steps_in_all_ablations_of_the_paper(files):
+    def steps(files):
+        overlays = [config.read(running.ROOT / "presets" / file) for file in files]
+        settings = config.resolve(running.ROOT, *overlays)
+        images = NUMBERS[settings.use.target]
+        training = settings.targets["small"].training
+        return images / training.batch * training.epochs
+
+    assert steps(files) == pytest.approx(steps(files[:1]), rel=0.02)
+
+
+def test_the_page_of_the_paper_says_the_hours_of_the_presets():
+    text = " ".join((running.ROOT / "docs/paper.md").read_text().split())
+    told = text.partition("**What a run would cost**")[2]
+    assert f"{said('paper.yaml')} hours" in told
+    for path in sorted((running.ROOT / "presets/paper").glob("*.yaml")):
+        assert re.search(rf"`{path.stem}` {said(f'paper/{path.name}')}\b", told), path.stem
+
+
+def test_the_trainings_on_voc_cost_what_preset_and_page_say():
+    files = ("paper.yaml", "voc.yaml")
+    settings = config.resolve(
+        running.ROOT, *(config.read(running.ROOT / "presets" / file) for file in files)
+    )
+    found = {c.name: c for c in compute.costs(settings, NUMBERS) if "voc_" in c.name}
+    hours = f"{sum(cost.operations for cost in found.values()) / 1e14 / 3600:.2g}"
+    assert f"on VOC are {hours}." in (running.ROOT / "presets/voc.yaml").read_text()
+    assert f"`presets/voc.yaml` add\n{hours} to any" in (running.ROOT / "docs/paper.md").read_text()
+    trunk = model.fresh(settings.targets["small"].backbone, 0)
+    assert {name: cost.multiply_adds for name, cost in found.items()} == {
+        "evaluation voc_classification": flops(trunk, 224, 224) + 256 * 6**2 * 20,
+        "evaluation voc_detection": flops(trunk, 600, 800)
+        + places(trunk, 600, 800) * (256 * 256 * 9 + 256 * (9 + 36))  # torchvision's RPN, 9 anchors
+        + 512 * (256 * 36 * 1024 + 1024**2 + 1024 * (21 + 84)),
+        "evaluation voc_segmentation": flops(trunk, 384, 384) + places(trunk, 384, 384) * 256 * 21,
+    }
+
+
+def flops(trunk, *size):
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        trunk(torch.zeros(1, 3, *size))
+    return counter.get_total_flops() / 2
+
+
+def places(trunk, *size):
+    with torch.no_grad():
+        return trunk(torch.zeros(1, 3, *size))[0, 0].numel()
+
+
+def said(file):
+    text = (running.ROOT / "presets" / file).read_text()
+    (hours,) = re.findall(r"^# Expected: ([\d.]+) GPU-hours at 100 TFLOP/s", text, re.M)
+    return hours
 
 
 def test_a_round_before_the_last_is_trained_once_and_by_its_own_target_alone():

@@ -17,7 +17,7 @@ import yaml
 from drawing import encoded, picture
 
 import kt
-from kt import config, evaluate, ingest, reference
+from kt import config, evaluate, ingest, reference, workflow
 from kt.core import backbone, judge, model, step, table, training
 from kt.core.network import Network
 from kt.core.parts import WHOLE
@@ -147,6 +147,15 @@ def test_the_tutorial_explains_every_section_of_the_report():
 def test_the_tutorial_names_the_size_that_own_pictures_get():
     size = config.read(ROOT / "presets" / "photos.yaml")["datasets"]["images"]["size"]
     assert f"{size} x {size} pixels" in TUTORIAL and f", {size}, 10**8)" in TUTORIAL
+
+
+def test_the_howto_says_how_many_targets_another_k_costs():
+    one, two = (
+        len(workflow.judged(config.resolve(ROOT, {"images": "a.zip", "clusters": clusters})))
+        for clusters in ([100], [100, 200])
+    )
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+    assert f"with `images=` each k costs {words[two - one]}." in HOWTO
 
 
 # ---------------------------------------------------------------------------- examples

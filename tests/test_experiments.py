@@ -88,6 +88,20 @@ def test_each_side_of_a_claim_is_one_model_or_an_arm_of_the_run(name):
                 assert len(fits) == 1, (claim["text"], side, [m["model"] for m in fits])
 
 
+def test_a_claim_that_came_after_results_says_so_where_they_had_been_seen():
+    claim = {**CLAIM, "unplanned": ["half"]}
+    late, planned = (claims([claim], records(), budget)[0] for budget in ("half", "full"))
+    assert late == f"{planned} Stated after results of this budget had been seen."
+    for name in NAMES:
+        for claim in about(name)["claims"]:
+            budgets = claim.get("budgets", about(name).get("budgets", [""]))
+            assert set(claim.get("unplanned", [])) <= set(budgets), claim["text"]
+    text = (ROOT / "docs/results/trends.md").read_text()
+    assert [
+        line for line in text.splitlines() if "more than the" in line and "Stated" not in line
+    ] == []
+
+
 def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monkeypatch):
     made = tmp_path / "docs" / "results"
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")

@@ -7,6 +7,7 @@ from running import ROOT, SNAKEMAKE, jobs, run
 
 from kt import config
 from kt import workflow as plan
+from kt.core import model
 
 PAGE = (ROOT / "docs" / "paper.md").read_text()
 LINES = [
@@ -49,3 +50,31 @@ def test_a_later_file_may_name_another_plug_in(line, tmp_path):
     command = [*SNAKEMAKE, "-n", "--cores", 1, "--directory", tmp_path, "--configfile", *files]
     done = run(*command)
     assert "target_train small deep/conv4/k2000 s0" in jobs(done)
+
+
+@pytest.mark.parametrize(
+    "name, task, source", [("", "deep", "paper"), ("jigsaw", "own", "article")]
+)
+def test_a_puzzle_has_the_numbers_that_its_options_cite(name, task, source):
+    overlay = [f"presets/paper/{name}.yaml"] if name else []
+    task = resolved(["presets/paper.yaml", *overlay]).teachers[task].task
+    fields = config.plugin("tasks", task.name).Options.model_fields
+    cited = {
+        key: float(found[1])
+        for key, field in fields.items()
+        if (found := re.search(rf"{source}: ([\d.]+)", field.description))
+    }
+    assert len(cited) >= 5
+    assert {key: task.options()[key] for key in cited} == cited
+
+
+@pytest.mark.parametrize("name", ["", "paper", "cifar10", "imagenette", "photos"])
+def test_the_cells_of_hog_fill_the_image_and_no_block_is_blurred(name):
+    given = {"images": "a.zip"} if name == "photos" else {}
+    overlays = [config.read(ROOT / f"presets/{name}.yaml")] if name and not given else []
+    settings = config.resolve(ROOT, *overlays, given)
+    size = settings.datasets[settings.use.cluster].size
+    hog = settings.teachers["hog"]
+    cells = hog.backbone.options()["cells"]
+    assert model.fresh(hog.backbone, 0).map_shape(size) == (36, cells - 1, cells - 1)
+    assert (hog.map, hog.pool) == (cells - 1, "mean")

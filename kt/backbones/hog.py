@@ -16,7 +16,14 @@ from kt.config import Settings
 class Options(Settings):
     """Options of the backbone in the config."""
 
-    cells: Annotated[int, Field(ge=2, description="cells along an edge; the map is cells - 1 wide")]
+    cells: Annotated[
+        int,
+        Field(
+            ge=2,
+            description="cells along an edge, each of size // cells pixels (more fit where pixels "
+            "are left over); the map is a cell less wide",
+        ),
+    ]
 
 
 def layers(options: Options) -> list[str]:

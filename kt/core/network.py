@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,19 +33,25 @@ def multiply_adds(network: Network, task: Task) -> float:
     Convolutions and matrix products alone count, as in torch's FlopCounterMode, which would bring
     in torch's compiler (1.6 s a job) and is the reference in the tests.
     """
-    counted = []
-
-    def count(layer: nn.Module, inputs, output: Tensor) -> None:
-        counted.append(output.numel() * layer.weight[0].numel())
-
-    layers = [part for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
     size, training = task.view_size, network.training
     views = network.backbone.mean.new_zeros(2, task.num_views, 3, size, size)
     network.eval()
-    with torch.no_grad():
-        network(views)
+    found = counted(network, lambda: network(views))
     network.train(training)
+    return found / len(views)
+
+
+def counted(network: nn.Module, work: Callable[[], object]) -> int:
+    """Gives the multiply-adds of the network's convolutions and matrix products in `work`."""
+    found = []
+
+    def count(layer: nn.Module, inputs, output: Tensor) -> None:
+        found.append(output.numel() * layer.weight[0].numel())
+
+    layers = [part for part in network.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        work()
     for hook in hooks:
         hook.remove()
-    return sum(counted) / len(views)
+    return sum(found)
