@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def page(
             parts += [f"### Target `{target}`"] if len(targets) > 1 else []
             parts.append(table(summary.compare(records, VERDICT, target=target)))
         parts.append(f"![k-NN of all models]({drawn_as(name, dataset, budget)})")
-        parts += claims(claimed, records, budget)
+        parts += claims(claimed, records, {budget, f"{dataset}-{budget}"})
         parts.append(
             f"{run['cpu_seconds'] / 60:.0f} minutes of processor time in its folder, which "
             f"experiments on the same data and budget share; {run['machine']}; "
@@ -141,7 +141,7 @@ def table(comparison: summary.Comparison) -> str:
 
 
 def claims(
-    given: Sequence[Mapping[str, Any]], records: Sequence[Record], budget: str = ""
+    given: Sequence[Mapping[str, Any]], records: Sequence[Record], run: Collection[str] = ()
 ) -> list[str]:
     """Gives a list with one line for each claim: the gap with its interval, and what it says.
 
@@ -149,8 +149,9 @@ def claims(
     whose chosen model is meant; an `evaluation`, perhaps `labels_per_class` and `layer`; `budgets`
     if it is about some alone (the page's matter). `expect: tie` claims that there is no gap. With
     `half_way_to` the gap is that to the middle between `against` and that model; with `than_layer`
-    it is what the gap at `layer` is more than the gap at that one. `unplanned` lists the budgets of
-    which results had been seen when the claim was stated.
+    it is what the gap at `layer` is more than the gap at that one. `unplanned` lists the budgets,
+    or DATASET-BUDGET, of which results had been seen when the claim was stated; `run` holds both of
+    this run.
     """
     lines = []
     for claim in given:
@@ -159,7 +160,7 @@ def claims(
             lines.append(f"- {claim['text']}: not measured here.")
             continue
         word = said(gap, claim.get("expect") == "tie")
-        late = f" {LATE}" if budget in claim.get("unplanned", []) else ""
+        late = f" {LATE}" if set(run) & {*claim.get("unplanned", [])} else ""
         lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).{late}")
     return ["\n".join(lines)] if lines else []
 
