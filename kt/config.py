@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kt.core import coherence
+from kt.core import coherence, replaced
 from kt.core.checking import check, layers, nearest, options, pinned, plugin, plugins
 from kt.core.schema import (
     ARMS,
@@ -76,6 +76,9 @@ def read(path: Path) -> dict[str, Any]:
 KEPT_NULL = ("task", "weights", "finetune")
 
 
+LIKE = ("teachers", "targets")  # whose entries may be `like` another
+
+
 def merge(base, overlay):
     """Lays `overlay` over `base`, mapping by mapping.
 
@@ -120,12 +123,13 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
     if any(overlay.get("images") for overlay in overlays):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     _follow(values, overlays)
+    before = values
     for overlay in overlays:
         values = merge(values, overlay)
     for kind in ("datasets", "teachers", "transfers", "targets", "evaluations"):
         if isinstance(values.get(kind), dict):  # null removes an entry, also one that is not there
             values[kind] = {k: v for k, v in values[kind].items() if v is not None}
-    for kind in ("teachers", "targets"):
+    for kind in LIKE:
         if isinstance(values.get(kind), dict):
             values[kind] = _expand_likes(values[kind], kind)
     config = check(Config, values)
@@ -136,6 +140,7 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
             f"labels: are those of `images`, which is null, found {config.labels!r}; for another "
             "data set give datasets.NAME.labels"
         )
+    replaced.follow(config, before, _said(overlays))
     coherence.check_names(config)
     if check_plugins:
         coherence.check_plugins(config)
@@ -159,12 +164,7 @@ def _follow(values: dict[str, Any], overlays: tuple) -> None:
     as a whole, since with fewer it would be another one. Of a teacher with other layers the first
     one takes the place of a layer that is gone. What overlays say of transfers stays as it is.
     """
-    said: dict[str, Any] = {}
-    for overlay in overlays:
-        if isinstance(teachers := overlay.get("teachers"), dict):
-            for name, teacher in teachers.items():
-                before = said.get(name) or {}
-                said[name] = merge(before, teacher) if isinstance(teacher, dict) else None
+    said = _said(overlays)
     for name, transfer in values["transfers"].items():
         wanted = [_moved(part, said) for part in transfer["of"]]
         left = [part for part in wanted if part]
@@ -172,6 +172,17 @@ def _follow(values: dict[str, Any], overlays: tuple) -> None:
             values["transfers"][name] = None
         else:
             values["transfers"][name] = {**transfer, "of": left}
+
+
+def _said(overlays: tuple) -> dict[str, Any]:
+    """Gives what the overlays say of teachers, by name; None of those that are removed."""
+    said: dict[str, Any] = {}
+    for overlay in overlays:
+        if isinstance(teachers := overlay.get("teachers"), dict):
+            for name, teacher in teachers.items():
+                before = said.get(name) or {}
+                said[name] = merge(before, teacher) if isinstance(teacher, dict) else None
+    return said
 
 
 def _moved(part: str, said: dict[str, Any]) -> str | None:

@@ -203,8 +203,8 @@ def fingerprint(arguments: argparse.Namespace) -> dict:
 
 def training_summary(job) -> dict:
     """Gives what model.json says of a training: settings, images, cost, device."""
-    from kt.core import hardware, parallel
-    from kt.core.network import multiply_adds
+    from kt.core import parallel
+    from kt.core.network import multiply_adds, precision
 
     last = job.network.backbone.mean.device
     return {
@@ -213,7 +213,7 @@ def training_summary(job) -> dict:
         "images": len(job.train),
         "multiply_adds": multiply_adds(job.network, job.task),
         "processes": parallel.size(),
-        "computed_in": str(hardware.precision(job.settings.precision, last)),
+        "computed_in": str(precision(job.network, job.task, job.settings.precision, last)),
         "device": str(last),
     }
 

@@ -43,13 +43,18 @@ def test_every_overlay_of_the_paper_is_used():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", LINES[5:6], ids=["same network"])
-def test_a_later_file_may_name_another_plug_in(line, tmp_path):
-    """Snakemake itself would leave the options of the plug-in before in place."""
-    files = ["presets/paper.yaml", *line[1].strip("`").split()]
+@pytest.mark.parametrize("overlays", dict.fromkeys(line[1] for line in LINES))
+def test_the_runs_of_all_lines_are_planned(overlays, tmp_path):
+    """Also where a later file names another plug-in, whose options Snakemake itself would mix."""
+    files = ["presets/paper.yaml", *overlays.strip("`").split()]
     command = [*SNAKEMAKE, "-n", "--cores", 1, "--directory", tmp_path, "--configfile", *files]
-    done = run(*command)
-    assert "target_train small deep/conv4/k2000 s0" in jobs(done)
+    planned = jobs(run(*command))
+    for line in LINES:
+        model = line[2].strip("`")
+        if line[1] == overlays and "/" in model:
+            assert f"target_train {model.replace('/', ' ', 1)} s0" in planned
+        elif line[1] == overlays:
+            assert f"pretext_train {model} s0" in planned
 
 
 @pytest.mark.parametrize(

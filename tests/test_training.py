@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kt.core import model, training
-from kt.core.network import Network, multiply_adds
+from kt.core.network import Network, multiply_adds, precision
 from kt.core.optimiser import Optimiser
 from kt.core.step import DataError
 
@@ -246,3 +246,41 @@ def test_multiply_adds_are_those_of_torchs_own_counter(name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(views)
     assert multiply_adds(network, task) == counter.get_total_flops() / 2
+
+
+# ---------------------------------------------------------------------------- bfloat16 on a CPU
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 20])
+@pytest.mark.parametrize("strides", [[2, 2, 2, 2], [4, 2, 1, 2], [2, 3, 4, 1]])
+def test_strides_past_their_maps_are_computed_in_float32(size, strides):
+    backbone = {**crafted.PLAIN, "widths": [4] * 4, "strides": strides}
+    task = crafted.labelling(size, np.arange(2), hidden=0)
+    network = Network(model.fresh(crafted.plugin(backbone), 0), task)
+    maps = [network.backbone.map_shape(size, name)[1] for name in network.backbone.layers]
+    beyond = any(edge < stride for edge, stride in zip([size, *maps], strides, strict=False))
+    found = precision(network, task, "bfloat16", torch.device("cpu"))
+    assert found == (torch.float32 if beyond else torch.bfloat16)
+    assert precision(network, task, "float32", torch.device("cpu")) == torch.float32
+    assert precision(network, task, "bfloat16", torch.device("cuda")) == torch.bfloat16
+    assert network.training
+
+
+def test_such_a_training_is_the_one_in_float32_bit_for_bit():
+    pixels, labels = crafted.discs(60, 16)
+    past = {**crafted.PLAIN, "widths": [4] * 5, "strides": [2] * 5}  # 16, 8, 4, 2, 1
+    weights = []
+    for type_ in ("float32", "bfloat16"):
+        one = labelled(pixels, labels, backbone=past, epochs=2, precision=type_)
+        training.train(one)
+        weights.append(one.network.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_weights_that_the_last_step_spoils_are_not_kept():
+    pixels, labels = crafted.discs(24, 16)
+    one = labelled(pixels, labels, epochs=1, batch=24)  # one step, before which all is well
+    first = next(one.network.backbone.parameters())
+    first.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(DataError, match=r"weights are not finite after step 1, such as backbone"):
+        training.train(one)

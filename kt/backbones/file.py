@@ -29,10 +29,10 @@ class Options(Settings):
 
     path: Annotated[str, Field(min_length=1, description="of the Python file")]
     function: Annotated[str, Field(min_length=1, description="in it, that gives the stages")]
-    options: Annotated[dict[str, Any], Field(description="the function's arguments, by name")]
+    options: Annotated[dict[str, Any], Field(description="the function's arguments, by name")] = {}
     digest: Annotated[
         str | None, Field(description="SHA-256 of the file; null: of the one that is there now")
-    ]
+    ] = None
 
 
 def layers(options: Options) -> None:
@@ -43,7 +43,7 @@ def layers(options: Options) -> None:
 def pin(values: dict) -> dict:
     """Puts the file's digest into the options, so that another file is another network."""
     path = Path(values["path"])
-    if values["digest"] is not None or not path.is_file():
+    if values.get("digest") is not None or not path.is_file():
         return values
     return values | {"digest": hashlib.sha256(path.read_bytes()).hexdigest()}
 

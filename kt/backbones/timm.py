@@ -17,7 +17,9 @@ class Options(Settings):
     """Options of the backbone in the config."""
 
     model: Annotated[str, Field(description="name in timm.list_models(), such as convnext_atto")]
-    last: Annotated[Count | None, Field(description="stages kept, from the first; null: all")]
+    last: Annotated[Count | None, Field(description="stages kept, from the first; null: all")] = (
+        None
+    )
 
 
 def layers(options: Options) -> list[str] | None:

@@ -23,7 +23,7 @@ class Options(Settings):
     model: Annotated[str, Field(description="name in torchvision.models, such as resnet18")]
     last: Annotated[
         str | None, Field(description="last layer kept, under the head; null: the whole trunk")
-    ]
+    ] = None
 
 
 VGG = {"11": (1, 1, 2, 2, 2), "13": (2,) * 5, "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}

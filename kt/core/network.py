@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kt.core import hardware, step
 from kt.core.backbone import Backbone
 from kt.core.task import Task
 
@@ -33,12 +34,50 @@ def multiply_adds(network: Network, task: Task) -> float:
     Convolutions and matrix products alone count, as in torch's FlopCounterMode, which would bring
     in torch's compiler (1.6 s a job) and is the reference in the tests.
     """
+    return counted(network, lambda: _look(network, task)) / LOOKED
+
+
+LOOKED = 2  # images of a look
+
+
+def _look(network: Network, task: Task) -> None:
+    """Passes a few empty images through the network and leaves it as it was."""
     size, training = task.view_size, network.training
-    views = network.backbone.mean.new_zeros(2, task.num_views, 3, size, size)
+    views = network.backbone.mean.new_zeros(LOOKED, task.num_views, 3, size, size)
     network.eval()
-    found = counted(network, lambda: network(views))
+    with torch.no_grad():
+        network(views)
     network.train(training)
-    return found / len(views)
+
+
+def precision(network: Network, task: Task, wanted: str, where: torch.device) -> torch.dtype:
+    """Gives the type a training computes convolutions in, as `hardware.precision` does.
+
+    But float32 on a CPU where the stride of a convolution is more than its map, as in a ResNet on
+    tiles of 9 px: in bfloat16 PyTorch's gradients of its weights are then whatever stood in memory
+    (all 101 such cases of 2,376 tried with torch 2.14.1 on AVX512-BF16, no other case).
+    """
+    found = hardware.precision(wanted, where)
+    if where.type != "cpu" or found == torch.float32:
+        return found
+    beyond: list[str] = []
+
+    def note(name: str, layer: nn.Conv2d, images: Tensor) -> None:
+        if any(edge < stride for edge, stride in zip(images.shape[2:], layer.stride, strict=True)):
+            beyond.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, given, name=name: note(name, layer, given[0]))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    _look(network, task)
+    for hook in hooks:
+        hook.remove()
+    if beyond:
+        step.detail("in float32: the stride of %s is more than its map", ", ".join(beyond))
+        return torch.float32
+    return found
 
 
 def counted(network: nn.Module, work: Callable[[], object]) -> int:

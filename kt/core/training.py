@@ -25,7 +25,7 @@ from kt.core import draws, hardware, lock, parallel, resume, step
 from kt.core.delivery import batches, load_batch
 from kt.core.ending import Flag
 from kt.core.images import Pack
-from kt.core.network import Network
+from kt.core.network import Network, precision
 from kt.core.optimiser import Optimiser
 from kt.core.step import ConfigError, DataError, Interrupted, log
 from kt.core.task import Task
@@ -92,7 +92,7 @@ class _Run:
     def __init__(self, job: Job):
         self.job, settings = job, job.settings
         self.device = hardware.device()
-        self.dtype = hardware.precision(settings.precision, self.device)
+        self.dtype = precision(job.network, job.task, settings.precision, self.device)
         self.batch = global_batch(settings, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
@@ -156,6 +156,7 @@ class _Run:
                 self.seconds += time.monotonic() - start
                 start = time.monotonic()
                 self._check_finite(self.step, index)
+                self._check_weights()
                 self.save()
                 if stopped:
                     self.writer.close()
@@ -164,6 +165,7 @@ class _Run:
                         f"{job.name}: stopped at step {self.step}; run it again to go on"
                     )
         self._check_finite(self.step, order[:0])
+        self._check_weights()
         self.seconds += time.monotonic() - start
 
     def _agree(self, stop: threading.Event) -> tuple[bool, bool]:
@@ -204,6 +206,21 @@ class _Run:
                 f"{job.name}: the loss is {value} at step {number}{before} (epoch "
                 f"{(number - 1) // self.steps_per_epoch + 1}, lr up to {job.settings.lr:.2g}); "
                 f"images of the batch: {keys}; lower the learning rate or look at these images"
+            )
+
+    def _check_weights(self) -> None:
+        """Ends a training that the last step before a state or an epoch's end has spoilt.
+
+        A loss tells of the step before; at the end there is no other.
+        """
+        weights = list(self.job.network.state_dict().items())
+        sums = torch.stack([value.float().abs().max() for _, value in weights if value.numel()])
+        if not torch.isfinite(sums).all():
+            bad = [name for name, value in weights if not torch.isfinite(value.float()).all()]
+            raise DataError(
+                f"{self.job.name}: {len(bad)} weights are not finite after step {self.step}, such "
+                f"as {bad[0]}, though the loss before it was; lower the learning rate "
+                f"(up to {self.job.settings.lr:.2g})"
             )
 
     def _record(self, epoch: int) -> None:
