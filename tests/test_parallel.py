@@ -187,3 +187,30 @@ def test_a_node_that_ended_well_does_not_hide_the_code_of_one_that_failed(tmp_pa
             launch.launch_here(None)
         assert ended.value.code == ends
     assert sorted(path.read_text() for path in tmp_path.glob("*.code")) == ["4", "75"]
+
+
+ABORTS = """
+import atexit, os, sys
+from kt.core import step
+from kt.core.step import DataError
+atexit.register(os.abort)  # what threads that still run do to a process now and then
+
+def run(arguments):
+    print("done")
+    step.log.error("said")
+    if arguments.fails:
+        raise DataError("not so")
+
+step.main("", lambda parser: parser.add_argument("--fails", action="store_true"), run)
+"""
+
+
+@pytest.mark.parametrize("options, code", [([], 0), (["--fails"], 3)])
+def test_a_process_of_several_ends_with_its_code_whatever_still_runs(tmp_path, options, code):
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTS, "--log", log, *options], capture_output=True, text=True,
+        env={**os.environ, "RANK": "1", "PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "done\n"), done.stderr
+    assert "said" in done.stderr and "said" in log.read_text()

@@ -68,6 +68,14 @@ def main(doc, add_arguments, run) -> None:
     code = exit_code(_work, run, arguments)
     if code:
         launch.report_out(code)
+    if "RANK" in os.environ:
+        # Threads of torch.distributed may still run; torn down under them, a process that has done
+        # its work now and then aborts ("terminate called without an active exception").
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 
