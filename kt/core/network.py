@@ -11,6 +11,8 @@ from kt.core import hardware, step
 from kt.core.backbone import Backbone
 from kt.core.task import Task
 
+LOOKED = 2  # empty images that are passed through a network to learn of its maps
+
 
 class Network(nn.Module):
     """A backbone under a task's head."""
@@ -37,11 +39,8 @@ def multiply_adds(network: Network, task: Task) -> float:
     return counted(network, lambda: _look(network, task)) / LOOKED
 
 
-LOOKED = 2  # images of a look
-
-
 def _look(network: Network, task: Task) -> None:
-    """Passes a few empty images through the network and leaves it as it was."""
+    """Passes `LOOKED` empty images through the network and leaves it as it was."""
     size, training = task.view_size, network.training
     views = network.backbone.mean.new_zeros(LOOKED, task.num_views, 3, size, size)
     network.eval()
