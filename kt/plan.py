@@ -7,7 +7,8 @@ The options are Snakemake's, and a dry run gives the jobs. A job that ran before
 what its benchmark says. A training that did not costs its operations (`kt.compute`) at the rate of
 the trainings that did, another job what the middle one of its rule did. Where there is none, a
 probe tells: seconds of each network's training and extraction, of matrix products, of decoding and
-of starting a job, here and now (`kt.core.probe`). What no probe tells is counted as unknown.
+of starting a job, here and now (`kt.core.probe`). What no probe tells is counted as unknown. The
+logs of jobs say which of them held a GPU.
 """
 
 from __future__ import annotations
@@ -40,17 +41,25 @@ RULES = (
     "ingest_part ingest pretext_train choose features_part features cluster pseudo_labels_part"
     " pseudo_labels target_train evaluate report"
 ).split()
-ON_GPU = ("pretext_train", "choose", "features_part", "features", "target_train", "evaluate")
+NO_GPU = ("ingest_part", "ingest", "report")
 KEPT = Path("results/plan.json")
 REPORT = "report.json"  # of a data set that is packed
 OWN = ("pictures", "folder", "archive")  # sources whose pictures are quickly counted
 
 
 class Cost(NamedTuple):
-    """What a job costs: seconds, processor seconds, and by what that is known."""
+    """What a job costs.
+
+    Attributes:
+        seconds: By the clock.
+        cpu: Processor seconds.
+        gpu: GPU seconds: `seconds` on each GPU that the job holds; None where not known.
+        by: What it is known by.
+    """
 
     seconds: float
     cpu: float
+    gpu: float | None
     by: str
 
 
@@ -81,47 +90,58 @@ def _table(every: list[Job], due: list[Job]) -> None:
     every, due = ([_counted(job) for job in some] for some in (every, due))
     costs = estimate(every, due, Path())
     sizes = Footprint((job.rule, job.options) for job in every)
-    print(f"{'step':18} jobs  there  to do     time  CPU time      disk  known by")
-    written: list[int | None] = []
-    for rule in RULES:
-        some = [job for job in due if job.rule == rule]
-        total = sum(job.rule == rule for job in every)
+    disk = {job.name: sizes.of(job.rule, job.options) for job in due}
+    gpu = _has_gpu() or any(cost and cost.gpu for cost in costs.values())
+    head = "  GPU time" if gpu else ""
+    print(f"{'step':18} jobs  there  to do     time  CPU time{head}      disk  known by")
+    for rule in (*RULES, "all"):
+        some = [job.name for job in due if rule in (job.rule, "all")]
+        total = sum(rule in (job.rule, "all") for job in every)
         if total or some:
-            found = [costs[job.name] for job in some]
-            bytes_ = [sizes.of(job.rule, job.options) for job in some]
-            written += bytes_
-            print(
-                f"{rule:18} {total:4}  {total - len(some):5}  {len(some):5}  {_sums(found, bytes_)}"
-            )
-    found = [costs[job.name] for job in due]
-    print(
-        f"{'all':18} {len(every):4}  {len(every) - len(due):5}  {len(due):5}"
-        f"  {_sums(found, written)}"
-    )
+            sums = _sums([costs[name] for name in some], [disk[name] for name in some], gpu)
+            print(f"{rule:18} {total:4}  {total - len(some):5}  {len(some):5}  {sums}")
     print("time is that of one job after the other; disk that of limits, if there are more images")
-    print(_device([costs[job.name] for job in due if job.rule in ON_GPU]))
-    logs = {job.name: str(log) for job in due if (log := _log(job))}
-    kept = {name: cost and cost._asdict() | {"log": logs.get(name)} for name, cost in costs.items()}
+    if parts := [sizes.of_part(job.rule, job.options) for job in due if "part" in job.options]:
+        print(f"and up to {_in_all(parts)} more stand on disk until parts are merged")
+    if not _has_gpu():
+        print("no GPU here: what probes tell is time of this machine's processor")
+    else:
+        print("GPU time is all the time of jobs that hold a GPU, as all do here that can use one")
+    kept = {job.name: _kept(job, costs[job.name], disk[job.name]) for job in due}
     step.write_json(KEPT, kept)
 
 
-def _device(found: list[Cost | None]) -> str:
-    """Says how much of the time is a GPU's, given the costs of all jobs that would use one."""
+def _kept(job: Job, cost: Cost | None, disk: int | None) -> dict | None:
+    """Gives what `--spent` needs to know of a job; None where its cost is not known."""
+    log = _log(job)
+    more = {"log": log and str(log), "output": job.options["output"], "disk": disk}
+    return cost and cost._asdict() | more
+
+
+def _has_gpu() -> bool:
+    """Says whether jobs would compute on a GPU here."""
     import torch
 
-    if not torch.cuda.is_available():
-        return "no GPU here: what probes tell is time of this machine's processor"
-    seconds = sum(cost.seconds for cost in found if cost)
-    return f"{lasting(seconds)} of it are GPU time: trainings, choices, extraction, evaluations"
+    return os.environ.get("KT_DEVICE") != "cpu" and torch.cuda.is_available()
 
 
-def _sums(found: list[Cost | None], written: list[int | None]) -> str:
+def _sums(found: list[Cost | None], disk: list[int | None], gpu: bool) -> str:
     known = [cost for cost in found if cost]
-    seconds, cpu = (sum(cost[field] for cost in known) for field in (0, 1))
+    seconds, cpu, on_gpu = (sum(cost[field] for cost in known) for field in range(3))
     sources = [cost.by for cost in known] + ["nothing"] * (len(found) - len(known))
     by = ", ".join(f"{source} {sources.count(source)}" for source in dict.fromkeys(sources))
-    size = f"{sum(one or 0 for one in written) / 1e6:.1f} MB" + "?" * (None in written)
-    return f"{lasting(seconds):>7}  {lasting(cpu):>8}  {size:>8}  {by}"
+    more = f"  {lasting(on_gpu):>8}" if gpu else ""
+    return f"{lasting(seconds):>7}  {lasting(cpu):>8}{more}  {_in_all(disk):>8}  {by}"
+
+
+def _in_all(sizes: list[int | None]) -> str:
+    """Says how many bytes those are together, with a `?` where some are not known."""
+    return megabytes(sum(size or 0 for size in sizes)) + "?" * (None in sizes)
+
+
+def megabytes(size: float) -> str:
+    """Says how much so many bytes are."""
+    return f"{size / 1e6:.1f} MB"
 
 
 def lasting(seconds: float) -> str:
@@ -192,15 +212,15 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         due: Those that will run.
         folder: Where results/ is.
     """
-    read = ((job.name, benchmark(folder, job.name, _log(job))) for job in every)
-    measured = {name: found for name, found in read if found}
+    read = ((job, benchmark(folder, job.name, _log(job))) for job in every)
+    measured = {job.name: _with_gpu(job, found) for job, found in read if found}
     work = Work(every, folder)
     done_before = [job for job in every if job.name in measured]
     rates = [(measured[job.name], work.operations(job)) for job in done_before]
-    rates = [(cost.seconds / done, cost.cpu / done) for cost, done in rates if done]
+    rates = [[amount / done for amount in cost[:3]] for cost, done in rates if done]
     middle = {}
     for kind in {work.kind(job) for job in done_before}:
-        some = [measured[job.name][:2] for job in done_before if work.kind(job) == kind]
+        some = [measured[job.name][:3] for job in done_before if work.kind(job) == kind]
         middle[kind] = Cost(*map(statistics.median, zip(*some, strict=True)), "likeness")
     found = {}
     for job in due:
@@ -208,14 +228,24 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
         if job.name in measured:
             found[job.name] = measured[job.name]._replace(by="an earlier run")
         elif done and rates:
-            seconds, cpu = (statistics.median(rate[field] for rate in rates) for field in (0, 1))
-            found[job.name] = Cost(seconds * done, cpu * done, "operations")
+            middle_rate = map(statistics.median, zip(*rates, strict=True))
+            found[job.name] = Cost(*(rate * done for rate in middle_rate), "operations")
         elif work.kind(job) in middle and job.rule not in TRAININGS:
             found[job.name] = middle[work.kind(job)]
         else:
             probed = work.probed(job)
-            found[job.name] = probed and Cost(*probed, "probe")
+            found[job.name] = probed and _with_gpu(job, Cost(*probed, None, "probe"))
     return found
+
+
+def _with_gpu(job: Job, cost: Cost) -> Cost:
+    """Fills in the GPU time, where it is not known, by what a job would do here."""
+    if cost.gpu is not None:
+        return cost
+    options = job.options
+    computes = not (options.get("parts") or options.get("task") == "null" or "given" in options)
+    on_gpu = computes and job.rule not in NO_GPU and _has_gpu()
+    return cost._replace(gpu=cost.seconds if on_gpu else 0.0)
 
 
 def benchmark(folder: Path, name: str, log: str | Path | None = None) -> Cost | None:
@@ -236,7 +266,22 @@ def benchmark(folder: Path, name: str, log: str | Path | None = None) -> Cost | 
         seconds, cpu = float(row["s"]), float(row["cpu_time"])
     except (KeyError, TypeError, ValueError):  # NA
         return None
-    return Cost(max(seconds, logged(folder / log) if log else 0.0), cpu, "")
+    seconds = max(seconds, logged(folder / log) if log else 0.0)
+    held = gpus(folder / f"results/logs/{name}.log")
+    return Cost(seconds, cpu, None if held is None else held * seconds, "")
+
+
+def gpus(log: Path) -> int | None:
+    """Gives the GPUs that a job held when it ran last, by its log; None where that says nothing."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    found = re.findall(rf"^\S+ {step.GPUS}: (\d+)$", text, re.M)
+    return int(found[-1]) if found else None
+
+
+def written(output: Path) -> int | None:
+    """Gives the bytes of a job's file, or of the files in its folder; None where none is left."""
+    files = [output] if output.is_file() else [one for one in output.glob("*") if one.is_file()]
+    return sum(file.stat().st_size for file in files) if files else None
 
 
 def logged(log: Path) -> float:
@@ -250,28 +295,54 @@ def _log(job: Job) -> Path | None:
     return Path(job.options["output"]) / "log.jsonl" if job.rule in TRAININGS else None
 
 
+COLUMNS = {
+    "seconds": ("", lasting),
+    "cpu": (" CPU", lasting),
+    "gpu": (" GPU", lasting),
+    "disk": (" disk", megabytes),
+}
+ALWAYS = ("seconds", "cpu")  # the others where there is something to compare
+
+
 def _spent(folder: Path) -> None:
-    """Compares the plan that was made last with what the benchmarks say now."""
+    """Compares the plan that was made last with what benchmarks, logs and files say now."""
     path = folder / KEPT
     if not path.exists():
         raise ConfigError(f"expected a plan at {path}, found none: make one before the run")
-    planned = json.loads(path.read_text())
-    print(f"{'step':18} jobs   ran  planned    spent  planned CPU  spent CPU")
-    for rule in RULES:
-        costs = {name: cost for name, cost in planned.items() if Job(name, {}).rule == rule}
-        pairs = [
-            (cost, benchmark(folder, name, cost and cost.get("log")))
-            for name, cost in costs.items()
-        ]
-        both = [(cost, found) for cost, found in pairs if cost and found]
-        ran = sum(found is not None for _, found in pairs)
-        if costs:
-            sums = [lasting(sum(cost[key] for cost, _ in both)) for key in ("seconds", "cpu")]
-            spent = [lasting(sum(found[field] for _, found in both)) for field in (0, 1)]
-            print(
-                f"{rule:18} {len(costs):4}  {ran:4}  {sums[0]:>7}  {spent[0]:>7}"
-                f"  {sums[1]:>11}  {spent[1]:>9}"
-            )
+    planned = {name: cost or {} for name, cost in json.loads(path.read_text()).items()}
+    found = {name: _found(folder, name, cost) for name, cost in planned.items()}
+    pairs = {column: _pairs(planned, found, column) for column in COLUMNS}
+    shown = [one for one in COLUMNS if one in ALWAYS or any(map(any, pairs[one].values()))]
+    heads = [f"{side}{COLUMNS[one][0]}" for one in shown for side in ("planned", "spent")]
+    widths = [max(8, len(head)) for head in heads]
+    print(f"{'step':18} jobs   ran{_row(heads, widths)}")
+    for rule in (*RULES, "all"):
+        names = [name for name in planned if rule in (Job(name, {}).rule, "all")]
+        ran = sum(found[name] is not None for name in names)
+        if names:
+            cells = [
+                COLUMNS[one][1](sum(pairs[one].get(name, (0, 0))[side] for name in names))
+                for one in shown
+                for side in (0, 1)
+            ]
+            print(f"{rule:18} {len(names):4}  {ran:4}{_row(cells, widths)}")
+
+
+def _row(cells: list[str], widths: list[int]) -> str:
+    return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _found(folder: Path, name: str, planned: dict) -> dict | None:
+    """Gives what a job did cost, by the keys of a plan; None if it did not run."""
+    cost = benchmark(folder, name, planned.get("log"))
+    output = planned.get("output")
+    return cost and cost._asdict() | {"disk": written(folder / output) if output else None}
+
+
+def _pairs(planned: dict, found: dict, key: str) -> dict[str, tuple[float, float]]:
+    """Gives what was planned and what was spent of all jobs of which both are known, by name."""
+    both = {name: (planned[name].get(key), cost[key]) for name, cost in found.items() if cost}
+    return {name: pair for name, pair in both.items() if None not in pair}
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import running
 from running import ROOT, TINY
 
 from kt import plan
-from kt.core import amounts, footprint, probe
+from kt.core import amounts, footprint, probe, step
 from kt.core.footprint import Footprint
-from kt.core.step import ConfigError, DataError, Interrupted
+from kt.core.step import GPUS, ConfigError, DataError, Interrupted
 from kt.core.work import TRAININGS, Work
 
 TARGETS = [f"target_train/small-{taught}-s0" for taught in
@@ -37,10 +37,28 @@ def jobs(options, tmp_path_factory):
     return plan.jobs(["--directory", str(tmp_path_factory.mktemp("run")), *options])
 
 
-def measured(folder, name: str, seconds: float, cpu: float) -> None:
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """The same on any machine."""
+    monkeypatch.setenv("KT_DEVICE", "cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is there in name only."""
+    monkeypatch.delenv("KT_DEVICE")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+def measured(folder, name: str, seconds: float, cpu: float, gpus: int | None = None) -> None:
+    """Writes what a job leaves that ran on some GPUs; no word of them by None."""
     path = folder / f"results/benchmarks/{name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"s\th:m:s\tcpu_time\n{seconds}\t0:0:0\t{cpu}\n")
+    if gpus is not None:
+        log = folder / f"results/logs/{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"09:59:59 {GPUS}: 7\n10:00:00 of an earlier run\n10:00:01 {GPUS}: {gpus}\n")
 
 
 def test_a_job_costs_what_it_did_and_a_training_what_its_operations_do(jobs, tmp_path):
@@ -49,7 +67,7 @@ def test_a_job_costs_what_it_did_and_a_training_what_its_operations_do(jobs, tmp
     measured(tmp_path, TARGETS[0], 10.0, 20.0)
     measured(tmp_path, "cluster/deep-block2-k4", 3.0, 4.0)
     found = plan.estimate(jobs, jobs, tmp_path)
-    assert found[TARGETS[0]] == (10.0, 20.0, "an earlier run")
+    assert found[TARGETS[0]] == (10.0, 20.0, 0.0, "an earlier run")
     # The same network and as many images and epochs: as long.
     assert found[TARGETS[1]][:2] == pytest.approx((10.0, 20.0))
     assert found[TARGETS[1]].by == "operations"
@@ -62,7 +80,7 @@ def test_a_job_costs_what_it_did_and_a_training_what_its_operations_do(jobs, tmp
     assert done["pretext_train/longer-s0"] == pytest.approx(parts)
     ratio = done["pretext_train/deep-s0"] / done[TARGETS[0]]
     assert found["pretext_train/deep-s0"].seconds == pytest.approx(10.0 * ratio)
-    assert found["cluster/hog-hog-k4"] == (3.0, 4.0, "likeness")
+    assert found["cluster/hog-hog-k4"] == (3.0, 4.0, 0.0, "likeness")
     assert found["pretext_train/untrained-s0"].by == found["report"].by == "probe"
 
 
@@ -247,10 +265,10 @@ def test_jobs_that_gather_are_not_like_those_that_work(options, tmp_path, even):
         for job in some
     ]
     found = plan.estimate(some, some, tmp_path)
-    assert found["features/hog-hog-images-train-unlabelled"] == (1.0, 1.0, "likeness")
-    assert found[whole][1:] == (2400.0, "probe")
+    assert found["features/hog-hog-images-train-unlabelled"] == (1.0, 1.0, 0.0, "likeness")
+    assert found[whole][1:] == (2400.0, 0.0, "probe")
     assert found["features_part/hog-hog-images-train-unlabelled-1-of-2"].by == "probe"
-    assert found["ingest_part/images-2-of-2"] == (500.0, 500.0, "likeness")
+    assert found["ingest_part/images-2-of-2"] == (500.0, 500.0, 0.0, "likeness")
     assert found["ingest/images"].by == "probe"
 
 
@@ -302,8 +320,142 @@ def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
     measured(tmp_path, TARGETS[0], 90.0, 3600.0)
     plan._spent(tmp_path)
     lines = capsys.readouterr().out.splitlines()
+    # So it is with a plan that knows nothing of GPUs and disk.
+    assert lines[0].split() == "step jobs ran planned spent planned CPU spent CPU".split()
     assert lines[1].split() == "target_train 2 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
     assert lines[2].split()[:3] == ["report", "1", "0"]
+    assert lines[3].split() == "all 3 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
+
+
+def test_gpu_time_and_disk_are_compared_where_both_sides_are_known(tmp_path, capsys):
+    cost = {"seconds": 60.0, "cpu": 60.0, "gpu": 60.0, "by": "probe", "disk": 4_000_000}
+    costs = {
+        name: cost | {"output": f"results/{number}"} for number, name in enumerate(TARGETS)
+    } | {"report": cost | {"gpu": 0.0, "disk": None, "output": "results/page"}}
+    step.write_json(tmp_path / plan.KEPT, costs)
+    measured(tmp_path, TARGETS[0], 90.0, 90.0, gpus=2)
+    measured(tmp_path, TARGETS[1], 30.0, 30.0, gpus=0)
+    measured(tmp_path, TARGETS[2], 30.0, 30.0)  # by a version that did not say
+    measured(tmp_path, "report", 1.0, 1.0, gpus=0)
+    for folder, sizes in {"0": (3_000_000, 2_500_000), "1": (100_000,), "3": (9_000_000,)}.items():
+        for number, size in enumerate(sizes):
+            step.write_text(tmp_path / "results" / folder / f"file{number}", "x" * size)
+    step.write_text(tmp_path / "results/page", "x" * 1_000_000)
+    plan._spent(tmp_path)
+    head, targets, report, whole = capsys.readouterr().out.splitlines()
+    assert head.split()[-8:] == "planned GPU spent GPU planned disk spent disk".split()
+    # The third is left out of the GPUs, what it wrote is gone; the fourth has not run.
+    assert targets.split()[-8:] == "2.0 min 3.0 min 8.0 MB 5.6 MB".split()
+    assert report.split()[-8:] == "0 s 0 s 0.0 MB 0.0 MB".split()
+    assert whole.split()[-8:] == targets.split()[-8:]
+
+
+def test_without_any_gpu_there_is_no_column_of_it(tmp_path, capsys):
+    cost = {"seconds": 60.0, "cpu": 60.0, "gpu": 0.0, "by": "probe", "disk": 0, "output": "no"}
+    step.write_json(tmp_path / plan.KEPT, {"report": cost})
+    for gpus in (None, 0):
+        measured(tmp_path, "report", 1.0, 1.0, gpus)
+        plan._spent(tmp_path)
+        assert not re.search("GPU|disk", capsys.readouterr().out)
+    measured(tmp_path, "report", 1.0, 1.0, gpus=1)  # planned elsewhere
+    plan._spent(tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1].split()[-4:] == "0 s 1 s".split()
+
+
+def test_gpu_time_is_that_of_jobs_that_held_one_or_would_here(
+    jobs, tmp_path, even, gpu, monkeypatch
+):
+    monkeypatch.setattr(probe, "start", lambda *given: probe.Rate(1.0, 1.0))
+    found = plan.estimate(jobs, jobs, tmp_path)
+    on_gpu = {name for name, cost in found.items() if cost.gpu}
+    assert all(found[name].gpu == found[name].seconds for name in on_gpu)
+    rules = {name.partition("/")[0] for name in on_gpu}
+    assert rules == {job.rule for job in jobs} - {"ingest", "report"}
+    assert found["pretext_train/untrained-s0"][:3] == (1.0, 1.0, 0.0)  # it is not trained
+    gathering = [
+        job._replace(options=job.options | {"parts": "some"})
+        for job in jobs
+        if job.rule in ("features", "pseudo_labels")
+    ]
+    costs = plan.estimate(jobs, gathering, tmp_path).values()
+    assert {cost[:3] for cost in costs} == {(1.0, 1.0, 0.0)}
+    # What did run there tells more: of its own GPUs, and of those of trainings and of its like.
+    measured(tmp_path, TARGETS[0], 10.0, 20.0, gpus=4)
+    measured(tmp_path, "cluster/deep-block2-k4", 3.0, 4.0, gpus=0)
+    measured(tmp_path, "evaluate/random-frozen", 5.0, 5.0)
+    found = plan.estimate(jobs, jobs, tmp_path)
+    assert found[TARGETS[0]].gpu == 40.0 and found[TARGETS[1]].gpu == pytest.approx(40.0)
+    assert found["cluster/hog-hog-k4"].gpu == 0.0
+    assert found["evaluate/random-frozen"].gpu == 5.0
+
+
+HOLDING = """
+import functools, sys, torch
+from kt.core import step
+def run(arguments):
+    from kt.core import hardware
+    torch.cuda.is_available = lambda: True
+    hardware._claimed = functools.cache(lambda: 0)
+    if arguments.held:
+        hardware.device()
+def add_arguments(parser):
+    parser.add_argument("--output")
+    parser.add_argument("--held", action="store_true")
+step.main("", add_arguments, run)
+"""
+
+
+def test_a_step_says_in_its_log_how_many_gpus_it_held(tmp_path, monkeypatch, gpu):
+    log = tmp_path / "job.log"
+    assert plan.gpus(log) is None
+    command = [sys.executable, "-c", HOLDING, "--output", tmp_path / "out", "--log", log]
+    for options, processes, held in (([], 1, 0), (["--held"], 1, 1), (["--held"], 4, 4)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        done = running.run(*command, *options)
+        assert done.returncode == 0, running.output(done)
+        assert plan.gpus(log) == held  # what it said last
+
+
+def test_the_plan_has_a_column_of_gpu_time_where_one_takes_part(
+    jobs, tmp_path, even, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_counted", lambda job: job)
+    some = [job for job in jobs if job.rule in ("ingest", "pretext_train")]
+
+    def printed() -> list[str]:
+        plan._table(some, some)
+        return capsys.readouterr().out.splitlines()
+
+    head, *_, last = printed()
+    assert "GPU" not in head and last.startswith("no GPU here")
+    measured(tmp_path, "pretext_train/deep-s0", 7200.0, 7200.0, gpus=1)
+    head, ingest, pretext, *_, last = printed()
+    assert "CPU time  GPU time      disk" in head and last.startswith("no GPU here")
+    assert " 0 s  " in ingest and pretext.index("h  ") < head.index("disk")
+    kept = json.loads(plan.KEPT.read_text())
+    assert kept["pretext_train/deep-s0"]["gpu"] == 7200.0
+    assert kept["ingest/images"]["output"] == "results/data/images"
+    assert kept["ingest/images"]["disk"] == 240 * 3 * 28 * 28
+
+
+def test_parts_stand_on_disk_until_they_are_merged(options, tmp_path, even, monkeypatch, capsys):
+    some = plan.jobs(["--directory", str(tmp_path), *options, "shards=2"])
+    sizes, every = Footprint((job.rule, job.options) for job in some), 0
+    for rule in ("ingest", "features", "pseudo_labels"):
+        whole = sum(sizes.of(job.rule, job.options) for job in some if job.rule == rule)
+        parts = [job for job in some if job.rule == f"{rule}_part"]
+        made = sum(sizes.of_part(job.rule, job.options) for job in parts)
+        assert made == pytest.approx(whole) != 0, rule
+        every += made
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_counted", lambda job: job)
+    plan._table(some, some)
+    said = capsys.readouterr().out
+    assert f"and up to {every / 1e6:.1f} MB more stand on disk until parts are merged\n" in said
+    without = [job for job in some if "part" not in job.options]
+    plan._table(without, without)
+    assert "merged" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

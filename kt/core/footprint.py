@@ -1,7 +1,7 @@
 """Bytes that the jobs of a plan will write, for `kt.plan`: images, features, labels, networks.
 
 Tables of a few rows, logs and pages are left out, as are the states of trainings under way (three
-times a network, while it is trained) and what is gone at the end of the run.
+times a network, while it is trained) and what else is gone at the end of the run, but for parts.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ class Footprint:
             number, _ = self._rows(f"results/data/{name.removesuffix(f'-{split}')}/{split}.h5")
             return number and number * (LABEL_BYTES + NAME_BYTES)
         return 0
+
+    def of_part(self, rule: str, options: Mapping[str, str]) -> int | None:
+        """Gives the bytes of a part, which stand until all are merged; None as above."""
+        # Parts stand in a folder that is named as what is made of them.
+        merged = {**options, "output": f"{Path(options['output']).parent}.h5"}
+        whole = self.of(rule.removesuffix("_part"), merged)
+        return whole and whole // int(options["part"].partition("/")[2])
 
     def _rows(self, pack: str) -> tuple[int | None, dict[str, Any]]:
         """Gives the number of images of a pack, at most, and its data set's settings."""

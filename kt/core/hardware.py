@@ -94,6 +94,11 @@ def _claimed() -> int:
     return known[chosen]
 
 
+def holds_gpu() -> bool:
+    """Says whether this process has claimed a GPU."""
+    return _claimed.cache_info().currsize > 0
+
+
 def known_gpus() -> list[int]:
     """Lists the GPUs of this process that PyTorch was built for."""
     torch.cuda.init()  # before it GPUs are counted that a process cannot have, such as MIG's parts

@@ -47,6 +47,7 @@ from kt.core.files import (  # noqa: F401
 log = logging.getLogger("kt")
 # Options that do not say what is made.
 HOW = ("log", "threads", "processes", "nodes", "delivery_threads")
+GPUS = "GPUs held"  # in the log, where `kt.plan` looks for it
 
 
 def main(doc, add_arguments, run) -> None:
@@ -106,6 +107,7 @@ def _said(arguments) -> list[str]:
 def _run(run, arguments) -> None:
     try:
         run(arguments)
+        detail("%s: %d", GPUS, _gpus_held())
     except Exception as error:
         if lack(error) != "disk" or getattr(error, "filename", None):
             raise
@@ -113,6 +115,12 @@ def _run(run, arguments) -> None:
         raise ResourceError(
             f"{place} cannot be written: {line(error)}; {free_bytes(place)} bytes are free there"
         ) from error
+
+
+def _gpus_held() -> int:
+    """Gives the number of GPUs that all processes of this step compute on, each on one."""
+    hardware = sys.modules.get("kt.core.hardware")  # not imported here, since it imports torch
+    return int(os.environ.get("WORLD_SIZE", 1)) if hardware and hardware.holds_gpu() else 0
 
 
 def _limit_threads(threads) -> None:
