@@ -1,4 +1,4 @@
-"""A small training for torchrun, for tests: python -m torch.distributed.run ... tests/ranks.py."""
+"""Small trainings for torchrun, for tests: python -m torch.distributed.run ... tests/ranks.py."""
 
 import dataclasses
 import json
@@ -17,11 +17,12 @@ from kt.pretext_train import build_task
 from kt.transfers import regression
 
 STEPS = 12
+STEP = training._Run._step
 
 
-def main(folder: str, kind: str, *faults: str) -> None:
+def main(place: Path, kind: str, *faults: str) -> None:
     """Trains and writes weights, records and this rank's rows to the folder."""
-    parallel.connect()
+    place.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if kind == "pretext":
         pixels, task = crafted.scenes(136, 36), crafted.jigsaw(36, 136, dropout=0.3)
@@ -34,10 +35,9 @@ def main(folder: str, kind: str, *faults: str) -> None:
     else:
         pixels, labels = crafted.discs(136, 16)
         task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)
-    place = Path(folder)
     wanted = job(task, pixels, held_out=8, epochs=3, optimiser="sgd", lr=0.02)
     wanted = dataclasses.replace(wanted, state=place / "state", fingerprint={"lr": 1})
-    rows, step = [], training._Run._step
+    rows = []
     resume.SAVE_SECONDS, resume.SAVE_SHARE = 0.0, float("inf")
 
     def spy(run, index, views, labels):
@@ -46,7 +46,7 @@ def main(folder: str, kind: str, *faults: str) -> None:
         if "stop" in faults and parallel.rank() == 1 and len(rows) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         rows.append(index.tolist())
-        return step(run, index, views, labels)
+        return STEP(run, index, views, labels)
 
     training._Run._step = spy
     try:
@@ -59,4 +59,7 @@ def main(folder: str, kind: str, *faults: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parallel.connect()
+    folder, kinds, *faults = sys.argv[1:]
+    for kind in kinds.split(","):
+        main(Path(folder, kind), kind, *faults)

@@ -24,10 +24,9 @@ LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 TWO = (*LAUNCH, "2")
 
 
-def start(folder, kind, *faults, launcher=()):
-    """Runs tests/ranks.py to its end; later runs go on where states stand."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, *launcher, HERE / "ranks.py", folder, kind, *faults]
+def start(folder, kinds, *faults, launcher=()):
+    """Runs tests/ranks.py to its end, in a folder for each kind; goes on where states stand."""
+    command = [sys.executable, *launcher, HERE / "ranks.py", folder, kinds, *faults]
     here = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         list(map(str, command)), env={**os.environ, **here}, capture_output=True, text=True,
@@ -35,10 +34,10 @@ def start(folder, kind, *faults, launcher=()):
     )  # fmt: skip
 
 
-def alone(folder, kind):
-    done = start(folder, kind)
+def alone(folder):
+    done = start(folder, "pretext")
     assert done.returncode == 0, done.stderr
-    return outcome(folder)
+    return outcome(folder / "pretext")
 
 
 def outcome(folder):
@@ -60,15 +59,18 @@ def assert_alike(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pretext", "labels", "regression"])
-def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path, kind):
-    expected = alone(tmp_path / "1", kind)
-    for number in (2, 4):
-        folder = tmp_path / str(number)
-        done = start(folder, kind, launcher=(*LAUNCH, number))
+def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path):
+    kinds = ("pretext", "labels", "regression")
+    for number in (1, 2, 4):
+        launcher = (*LAUNCH, number) if number > 1 else ()
+        done = start(tmp_path / str(number), ",".join(kinds), launcher=launcher)
         assert done.returncode == 0, done.stderr
-        assert rows(folder, *range(number)) == rows(tmp_path / "1", 0)
-        assert_alike(outcome(folder), expected)
+    for kind in kinds:
+        one = tmp_path / "1" / kind
+        for number in (2, 4):
+            several = tmp_path / str(number) / kind
+            assert rows(several, *range(number)) == rows(one, 0)
+            assert_alike(outcome(several), outcome(one))
 
 
 @pytest.mark.slow
@@ -89,14 +91,14 @@ def test_a_whole_step_by_two_processes_makes_what_one_makes(tmp_path_factory, na
 
 @pytest.mark.slow
 def test_one_process_goes_on_where_two_were_stopped(tmp_path):
-    expected = alone(tmp_path / "one", "pretext")
+    expected = alone(tmp_path / "one")
     done = start(
         tmp_path / "two", "pretext", "stop", launcher=TWO
     )  # the signal reaches one of them alone
     assert done.returncode != 0 and "stopped at step 5" in done.stderr, done.stderr
-    before = rows(tmp_path / "two", 0, 1)
-    assert_alike(alone(tmp_path / "two", "pretext"), expected)
-    after = json.loads((tmp_path / "two" / "rows-0.json").read_text())
+    before = rows(tmp_path / "two" / "pretext", 0, 1)
+    assert_alike(alone(tmp_path / "two"), expected)
+    after = json.loads((tmp_path / "two" / "pretext" / "rows-0.json").read_text())
     assert len(before) == 5 and len(after) == ranks.STEPS - 5
 
 
@@ -106,7 +108,8 @@ def test_a_lost_process_ends_the_others_and_is_named(tmp_path):
     done = start(tmp_path, "pretext", "die", launcher=TWO)
     assert done.returncode != 0 and time.monotonic() - begun < 120
     assert "Signal 9" in done.stderr and "rank" in done.stderr
-    assert not (tmp_path / "weights.pt").exists() and list((tmp_path / "state").glob("*.state"))
+    assert not (tmp_path / "pretext" / "weights.pt").exists()
+    assert list((tmp_path / "pretext" / "state").glob("*.state"))
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):

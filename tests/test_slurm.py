@@ -203,7 +203,11 @@ def test_the_whole_chain_runs_in_shards_gives_the_same_and_then_has_nothing_to_d
     # Images for two blocks, or one of two shards would be empty.
     tree = drawing.tree(200, 20, 20, draw=drawing.pattern)
     pictures = drawing.write_folder(tree, tmp_path / "pictures")
-    files = [overlay(tmp_path / "more.yaml", {"datasets": {"images": {"unlabelled": 600}}})]
+    # A teacher, the target on its own task and the controls with labels and random weights: every
+    # rule has jobs, and more arms would add seconds of Slurm alone.
+    settings = {"datasets": {"images": {"unlabelled": 600}}}
+    settings["teachers"] = dict.fromkeys(["longer", "untrained", "hog"])
+    files = [overlay(tmp_path / "more.yaml", settings)]
     given = {"files": files, "config": ["shards=2"], "options": [*QUICK, "features_part=1"]}
     folder = tmp_path / "run"
     driver = begin(site, folder, pictures, **given)
