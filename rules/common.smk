@@ -377,7 +377,8 @@ def end_with_the_code_of_the_step(log):
 def last_error(path):
     """Gives the error that a step's log ends with, or nothing; runs stand there one by one."""
     with contextlib.suppress(OSError):
-        last = re.split(r"^.*, version .*, git .*$", path.read_text(errors="replace"), flags=re.M)[-1]
+        runs = path.read_text(errors="replace")
+        last = re.split(r"^.*, version .*, git .*$", runs, flags=re.M)[-1]
         found = re.search(r"^\S* ?(error: (?:.|\n)*)\Z", last, re.M)
         return found[1].rstrip() if found else ""
     return ""
