@@ -205,9 +205,9 @@ def test_the_whole_chain_runs_in_shards_gives_the_same_and_then_has_nothing_to_d
     pictures = drawing.write_folder(tree, tmp_path / "pictures")
     # A teacher, the target on its own task and the controls with labels and random weights: every
     # rule has jobs, and more arms would add seconds of Slurm alone.
-    settings = {"datasets": {"images": {"unlabelled": 600}}}
-    settings["teachers"] = dict.fromkeys(["longer", "untrained", "hog"])
-    files = [overlay(tmp_path / "more.yaml", settings)]
+    fewer = {"datasets": {"images": {"unlabelled": 600}}}
+    fewer["teachers"] = dict.fromkeys(["longer", "untrained", "hog"])
+    files = [overlay(tmp_path / "more.yaml", fewer)]
     given = {"files": files, "config": ["shards=2"], "options": [*QUICK, "features_part=1"]}
     folder = tmp_path / "run"
     driver = begin(site, folder, pictures, **given)
