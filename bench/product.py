@@ -7,6 +7,7 @@ out, `command(...)` where it counts. torch is imported only where it is needed.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ PLAIN_KMEANS = {
 }  # fmt: skip
 
 
+@functools.cache  # a step reads its configuration once, too
 def settings(size: int) -> config.Config:
     """Gives the default run's settings at 28 px, those of photographs at other sizes."""
     return config.resolve(ROOT, {} if size == 28 else {"images": "photos"})

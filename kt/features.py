@@ -153,12 +153,17 @@ def describe(
     from kt.core.backbone import pooled
 
     where = backbone.mean.device
-    for keys, pixels in images.stream(pack, batch_of(images.layout(pack)), part):
-        # Not across the `yield`: it would switch gradients off for whoever asks.
-        with torch.inference_mode(), hardware.mixed(where):
-            ready = backbone.normalise(torch.from_numpy(pixels).to(where))
-            found = pooled(backbone, ready, [layer], edge, kind, mirror)[layer]
-        yield keys, found.cpu().numpy()
+
+    def begun() -> Iterator[tuple]:
+        for keys, pixels in images.stream(pack, batch_of(images.layout(pack)), part):
+            # Not across the `yield`: it would switch gradients off for whoever asks.
+            with torch.inference_mode(), hardware.mixed(where):
+                ready = backbone.normalise(hardware.sent(torch.from_numpy(pixels), where))
+                found = pooled(backbone, ready, [layer], edge, kind, mirror)[layer]
+            yield keys, hardware.fetched(found)
+
+    for keys, fetch in hardware.one_behind(begun(), where):
+        yield keys, fetch().numpy()
 
 
 def batch_of(pack: images.Layout) -> int:

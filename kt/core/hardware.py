@@ -10,9 +10,12 @@ import os
 import re
 import tempfile
 import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kt.core.ending import ResourceError, log
 
@@ -201,6 +204,33 @@ def set_up(where: torch.device, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # else each batch is filled twice
+
+
+def sent(values: Tensor, where: torch.device) -> Tensor:
+    """Copies values of the CPU to a device; waits neither for the copy nor for work before it."""
+    return values.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else values
+
+
+def fetched(values: Tensor) -> Callable[[], Tensor]:
+    """Begins to copy values of a device to the CPU; gives what waits for them and gives them."""
+    here = values.to("cpu", non_blocking=True)  # of a GPU: into pinned memory
+    if values.device.type == "cuda":
+        done = torch.cuda.current_stream(values.device).record_event()
+        return lambda: done.synchronize() or here
+    return lambda: here
+
+
+def one_behind(begun: Iterator, where: torch.device) -> Iterator:
+    """Gives each of what is begun in turn; on an accelerator when the next has been begun.
+
+    So it has work while the CPU waits for what it gave before.
+    """
+    waiting: deque = deque()
+    for one in begun:
+        waiting.append(one)
+        if len(waiting) > (where.type != "cpu"):
+            yield waiting.popleft()
+    yield from waiting
 
 
 def mixed(where: torch.device) -> torch.autocast:

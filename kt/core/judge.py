@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kt.core import draws, step, training
+from kt.core import draws, hardware, step, training
 from kt.core.backbone import Backbone, pool
 from kt.core.blocks import Scratch
 from kt.core.images import Pack
@@ -82,14 +82,19 @@ def _features(
     edge_of, first, left = dict(edges), 0, MOST_BYTES
     found: dict[str, Tensor | Scratch] = {}
     where = backbone.mean.device
-    for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
-        images = backbone.normalise(batch.to(where))
-        for layer, maps in backbone.maps(images, edge_of).items():
-            rows = pool(maps, edge_of[layer]).cpu()
+
+    def begun() -> Iterator[dict[str, Callable[[], Tensor]]]:
+        for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
+            maps = backbone.maps(backbone.normalise(hardware.sent(batch, where)), edge_of)
+            yield {name: hardware.fetched(pool(maps[name], edge_of[name])) for name in maps}
+
+    for described in hardware.one_behind(begun(), where):
+        for layer, fetch in described.items():
+            rows = fetch()
             if layer not in found:
                 found[layer], left = _room(pack, rows.shape[1], left)
             found[layer][first : first + len(rows)] = rows
-        first += len(batch)
+        first += len(rows)
     return found
 
 
