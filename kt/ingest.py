@@ -28,6 +28,7 @@ from kt import config
 from kt.core import jpeg, layouts, lock, spill, step, table
 from kt.core import listing as listings
 from kt.core.entries import FEWEST
+from kt.core.images import LARGE
 from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.listing import Listing
 from kt.core.parts import WHOLE, Part, parse
@@ -250,15 +251,15 @@ def _check_space(folder: Path, state: Path, number: int, dataset: config.Dataset
 
 
 def _warn_of_memory(pool: int, dataset: config.Dataset) -> None:
-    """Warns where training would read single images off a disk, in random order, as pixels."""
+    """Warns where training would read pixels off a disk in each epoch, and if image by image."""
     needed = 3 * dataset.size**2 * pool if dataset.storage == "pixels" else 0
     there = memory()
     if needed > there:
         log.warning(
             "the pixels of %d images to learn from take %.1f GB, more than the %.1f GB of this "
-            "machine's memory: training will read single images off the disk. With `storage: jpeg` "
+            "machine's memory: each epoch will read them off the disk%s. With `storage: jpeg` "
             "in the settings of the data set it reads stretches of a fifth to two fifths of that",
-            pool, needed / 1e9, there / 1e9,
+            pool, needed / 1e9, there / 1e9, "" if needed > LARGE else ", image by image",
         )  # fmt: skip
 
 

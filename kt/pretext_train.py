@@ -167,17 +167,16 @@ def build_task(plugin: config.Plugin, context):
 
 def pool_context(pack, data_report: Path, seed: int, labels=None, num_classes: int = 0):
     """Gives what a task is built with, for a pack and the channel statistics of its data set."""
-    import numpy as np
     import torch
 
-    from kt.core.order import BLOCK
+    from kt.core.order import block_of
     from kt.core.task import Context
 
     report = step.read_json(data_report)
     mean, std = (torch.tensor(report[key], dtype=torch.float32) for key in ("mean", "std"))
     ids = torch.from_numpy(pack.ids)
-    block = 0 if isinstance(pack.images, np.ndarray) else BLOCK
-    return Context(pack.size, ids, mean, std.clamp(min=1e-3), seed, labels, num_classes, block)
+    std, block = std.clamp(min=1e-3), block_of(pack.images)
+    return Context(pack.size, ids, mean, std, seed, labels, num_classes, block)
 
 
 def progress_name(arguments: argparse.Namespace) -> str:

@@ -12,11 +12,11 @@ from drawing import encoded as encode
 from drawing import pattern, tree, write_folder
 from test_ingest import pack
 
-from kt.core import delivery, encoded, images, jpeg, training
+from kt.core import delivery, encoded, images, jpeg, order, training
 from kt.core.layouts import POOL, SPLITS, TEST
-from kt.core.order import block_order
+from kt.core.order import BLOCK, block_of, block_order
 from kt.core.step import DataError
-from kt.pretext_train import build_task
+from kt.pretext_train import build_task, pool_context
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,25 @@ def test_in_block_order_an_encoded_pack_is_read_in_few_stretches(folders):
     data.read = []
     spied = encoded.Encoded(data, packed.offsets, 32, packed.where)
     block, window = 6, 3
-    order = block_order(torch.from_numpy(pool.ids), 0, 0, block, window).numpy()
-    for first in range(0, len(order), block * window):
+    rows_of_epoch = block_order(torch.from_numpy(pool.ids), 0, 0, block, window).numpy()
+    for first in range(0, len(rows_of_epoch), block * window):
         data.read.clear()
-        spied[order[first : first + block * window]]
+        spied[rows_of_epoch[first : first + block * window]]
         rows = np.searchsorted(packed.offsets, sorted(data.read))
         assert len(set(rows // block)) <= window
         assert (np.diff(rows) > 1).sum() < window
+
+
+def test_blocks_are_read_where_images_are_encoded_or_too_many_for_the_memory(folders, monkeypatch):
+    plain, packed = pools(folders)
+    assert (block_of(plain.images), block_of(packed.images)) == (0, BLOCK)
+    largest = np.broadcast_to(np.uint8(0), (images.LARGE // (3 * 64**2), 3, 64, 64))
+    more = np.broadcast_to(np.uint8(0), (1 + images.LARGE // (3 * 64**2), 3, 64, 64))
+    assert (block_of(largest), block_of(more)) == (0, BLOCK)
+    report = folders / "pixels/report.json"
+    assert pool_context(plain, report, 0).block == 0
+    monkeypatch.setattr(order, "LARGE", plain.images.nbytes - 1)
+    assert pool_context(plain, report, 0).block == BLOCK  # what tasks draw by, see `Task.order`
 
 
 def altered(folders, tmp_path, change):

@@ -123,6 +123,10 @@ def test_pixels_that_are_more_than_the_memory_are_told(root, out, tmp_path, capl
     assert "storage: jpeg" not in caplog.text
     pack(root, tmp_path / "more")
     assert f"the pixels of {pool} images" in caplog.text and "storage: jpeg" in caplog.text
+    assert "off the disk, image by image." in caplog.text
+    monkeypatch.setattr(ingest, "LARGE", 3 * 16**2 * pool - 1)
+    pack(root, tmp_path / "many more")
+    assert "off the disk. With" in caplog.text
 
 
 def test_the_memory_is_that_of_the_machine():

@@ -89,6 +89,7 @@ class Layout:
 
 
 ARRAYS = {"images": 4, "keys": 1}
+LARGE = 16 << 30  # bytes of pixels; more do not stay in the memory of an ordinary machine
 
 
 def at_once(size: int) -> int:
