@@ -6,7 +6,8 @@ TRAINED = sorted(
     | {found.folder for name, found in DESCRIBERS.items() if name not in SETTINGS.teachers}
 )
 SOURCES = sorted(
-    {(*source, one.k) for one in lessons.lessons(SETTINGS).values() for source in one.sources}
+    {(*source, one.k) for one in lessons.lessons(SETTINGS).values() for source in one.sources},
+    key=str,  # of a number and `auto` neither is less
 )
 SHOWN = [pseudo_labels_of(*source) for source in SOURCES]
 

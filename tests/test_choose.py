@@ -209,7 +209,7 @@ def test_what_cannot_be_chosen_is_refused_before_anything_runs(overlay, message)
 def test_the_workflow_chooses_and_the_report_says_what(tmp_path):
     pictures = drawing.write_folder(drawing.tree(120, 20, 10), tmp_path / "pictures")
     overlay = {
-        "clusters": ["auto"],
+        "clusters": [4, "auto"],
         "teachers": {"deep": {"layers": ["auto"], "mirror": True}, "untrained": None},
         "transfers": {
             "several": {"kind": {"name": "multi_teacher", "factors": [1, 2]}, "of": ["deep", "hog"]}
