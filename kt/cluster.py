@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings, where = arguments.settings, str(arguments.features)
     _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
     with tables.read(arguments.features) as found:
-        number = len(found.keys)
+        number, dimensions = found.rows.shape
     if arguments.lower and k > number:
         step.log.info("cluster: k = %d is lowered to half of the %d images", k, number)
         k = max(2, number // 2)
@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     folder = arguments.output.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
+    step.check_space(arguments.output, most_bytes(k, dimensions, settings))
     part = own_part()
     made_of = json.dumps(
         [table.digest(arguments.features), settings.model_dump(), k, arguments.seed]
@@ -196,6 +197,13 @@ def nearest(
 # ---------------------------------------------------------------------------- the table
 
 
+def most_bytes(k: int, dimensions: int, settings: Clustering) -> int:
+    """Gives the bytes that a table of clusters has at most: PCA may keep fewer components."""
+    kept = min(settings.pca or dimensions, dimensions)
+    floats = k * kept + dimensions * (1 + (kept if settings.pca else 0))
+    return 4 * floats + 8 * (k + settings.iterations)
+
+
 def _write(arguments, k: int, transform: Transform, centroids, objective, sizes, rows: int) -> None:
     settings = {**arguments.settings.model_dump(), "k": k, "seed": arguments.seed}
     settings["rows"] = rows
@@ -205,7 +213,6 @@ def _write(arguments, k: int, transform: Transform, centroids, objective, sizes,
         "centroids": centroids, "mean": transform.mean, "projection": projection,
         "sizes": sizes, "objective": objective,
     }  # fmt: skip
-    step.check_space(arguments.output, sum(array.nbytes for array in arrays.values()))
     with table.create(arguments.output, "clusters", settings, [arguments.features]) as file:
         for name, array in arrays.items():
             table.put(file, name, array)

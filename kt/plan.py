@@ -309,7 +309,7 @@ def _spent(folder: Path) -> None:
     path = folder / KEPT
     if not path.exists():
         raise ConfigError(f"expected a plan at {path}, found none: make one before the run")
-    planned = {name: cost or {} for name, cost in json.loads(path.read_text()).items()}
+    planned = {name: cost or {} for name, cost in step.read_json(path).items()}
     found = {name: _found(folder, name, cost) for name, cost in planned.items()}
     pairs = {column: _pairs(planned, found, column) for column in COLUMNS}
     shown = [one for one in COLUMNS if one in ALWAYS or any(map(any, pairs[one].values()))]

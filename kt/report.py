@@ -101,7 +101,8 @@ def read_settings(text: str) -> dict[str, Any]:
         ConfigError: It is not a JSON object.
     """
     try:
-        found = json.loads(text) if text.lstrip().startswith("{") else step.read_json(Path(text))
+        given = text.lstrip().startswith("{")
+        found = json.loads(text) if given else step.read_json(Path(text), checked=False)
     except ValueError as error:
         raise ConfigError(f"--settings: expected JSON, found a fault: {error}") from None
     if not isinstance(found, dict):
@@ -117,7 +118,7 @@ def read_origin(path: Path) -> tuple[str, dict[str, Any]]:
 
 def read_model(folder: Path) -> dict[str, Any]:
     """Reads `model.json` and, if it is there, `log.jsonl`; the lines stand under `log`."""
-    model = step.read_json(folder / "model.json")
+    model = step.read_json(folder / "model.json", checked=False)
     path = folder / "log.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

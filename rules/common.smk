@@ -20,7 +20,7 @@ from kt import config as schema
 from kt import workflow as plan
 from kt.core import layouts, lessons, lock
 from kt.core.entries import FEWEST
-from kt.core.step import DataError, StepError
+from kt.core.step import DataError, StepError, read_json
 from kt.sources.pictures import changed_since, count_pictures, has_labels, unread
 
 # Jobs find kt also where it is not installed (conda environments, cluster nodes), and keep their

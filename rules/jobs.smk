@@ -110,10 +110,10 @@ def planned():
     Of those that ran before, and of trainings: what a probe says leaves out parts of the others, and
     may be of another machine, from which trainings recover.
     """
-    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
+    with contextlib.suppress(DataError, AttributeError, KeyError, TypeError):
         return {
             name: cost["seconds"]
-            for name, cost in json.loads(Path("results/plan.json").read_text()).items()
+            for name, cost in read_json(Path("results/plan.json")).items()
             if cost and (cost["by"] == "an earlier run" or "_train/" in name)
         }
     return {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -31,7 +32,7 @@ import h5py
 import numpy as np
 from running import ROOT, command, environment, overlay
 
-from kt.core import table
+from kt.core import files, table
 
 # Trainings long enough to be killed on their way, and a state after every few steps.
 LONGER = {
@@ -39,6 +40,7 @@ LONGER = {
     "targets": {"small": {"training": {"epochs": 60}}},
 }
 TIMED = {"seconds", "validation_seconds", "images_per_second", "host", "time", "provenance"}
+TIMED |= {files.CHECKSUM}  # which is of these, too
 SOON = 3.0  # mean seconds until a group is killed; more where the machine is slow
 STATES = {"KT_SAVE_SECONDS": "0.2"}  # between the resume states of a training
 
@@ -112,13 +114,14 @@ class Drill:
 
     def kill_groups(self, folder: Path, random, end: float) -> None:
         """Runs the workflow, killing its group again and again, until it is finished."""
-        while True:
+        for turn in itertools.count():
             process = self.workflow(folder)
+            self.tally_restart(turn)
             # Mostly soon, now and then late enough for some steps to end.
             moment = random.exponential(self.mean) if time.monotonic() < end else None
             if not self.killed(process, moment, folder.with_suffix(".log")):
                 break
-            self.count("group_kills", "restarts")
+            self.count("group_kills")
         self.compare(folder)
 
     def kill_steps(self, folder: Path, random, end: float, kills: int = 6) -> None:
@@ -128,14 +131,18 @@ class Drill:
         for step in self.steps:
             line = ["bash", "-c", f"exec {step}"]
             usual = self.usual(step)
-            for _ in range(random.integers(0, kills + 1)):
+            turns = random.integers(0, kills + 1)
+            for turn in range(turns):
                 process = self.step(line, folder, log)
+                self.tally_restart(turn)
                 moment = random.uniform(0, usual) if time.monotonic() < end else None
                 if not self.killed(process, moment, log):
                     break
-                self.count("step_kills", "restarts")
+                self.count("step_kills")
             else:
-                self.killed(self.step(line, folder, log), None, log)
+                process = self.step(line, folder, log)
+                self.tally_restart(turns)
+                self.killed(process, None, log)
         self.compare(folder)
 
     def step(self, line: list[str], folder: Path, log: Path) -> subprocess.Popen:
@@ -166,10 +173,14 @@ class Drill:
             raise SystemExit(f"processes are left over: {left}")
         return False
 
-    def count(self, *names: str) -> None:
+    def tally_restart(self, kills: int) -> None:
+        """Counts a start that follows a kill."""
+        if kills:
+            self.count("restarts")
+
+    def count(self, name: str) -> None:
         with self.lock:
-            for name in names:
-                setattr(self.tally, name, getattr(self.tally, name) + 1)
+            setattr(self.tally, name, getattr(self.tally, name) + 1)
 
     def compare(self, folder: Path) -> None:
         """Compares all artefacts of a finished run with those of the run without kills."""

@@ -25,6 +25,7 @@ import numpy as np
 SECONDS = 10.0  # that one input may take
 MEMORY = 2 << 30  # bytes that reading may add
 KINDS = ("picture", "table", "model", "state", "archive", "yaml", "config", "classes")
+KINDS += ("json", "clustering", "weights")
 FORKS = multiprocessing.get_context("forkserver")
 
 

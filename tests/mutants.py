@@ -17,6 +17,7 @@ from pathlib import Path
 import crafted
 import drawing
 import numpy as np
+import safetensors.torch
 import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -27,10 +28,11 @@ from test_quick_decode import both, same, ways
 
 import kt
 from kt import cluster, config, pseudo_labels, report
-from kt.core import images, model, resume, table
+from kt.core import auto, foreign, images, model, reached, records, resume, step, table
 from kt.core.class_table import ClassTable
 from kt.core.layouts import SPLITS
 from kt.core.step import ConfigError, DataError
+from kt.pretext_train import pool_context
 from kt.sources import archive
 
 MOST_PIXELS = 10**6
@@ -107,6 +109,37 @@ def models(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "model.json")}
 
 
+def records_of_steps(folder: Path) -> dict[str, bytes]:
+    """Gives one JSON file of each kind that a step reads."""
+    score = {"model": "m", "arm": "direct", "dataset": "images", "evaluation": "knn", "seed": 0}
+    content = {
+        "evaluation": {"records": [score | {"metric": "top1", "value": 0.5, "n": 12}]},
+        "choice": {"layer": "conv2", "k": {"conv1": 25, "conv2": 50}},
+        "report": {"mean": [0.1, 0.2, 0.3], "std": [0.2, 0.2, 0.4], "splits": {}},
+    }
+    for name in JSON:
+        step.write_json(folder / name, content[name])
+    return {name: (folder / name).read_bytes() for name in JSON}
+
+
+def clusterings(folder: Path) -> list[bytes]:
+    """Gives the state of a clustering in its second run."""
+    state = reached.Reached(folder / "kmeans", "of this")
+    for number in range(2):
+        centroids, objective, _ = state.begin(np.full((3, 2), number, np.float32))
+        state.saved = -np.inf
+        state.after(centroids + 1, [*objective, 4.0], number == 0)
+    return [(folder / "kmeans").read_bytes()]
+
+
+def checkpoints(folder: Path) -> list[tuple[str, bytes]]:
+    """Gives weights from elsewhere, as both formats have them."""
+    state = {"stem.weight": torch.arange(6.0).view(2, 3), "stem.bias": torch.ones(2)}
+    torch.save({"state_dict": state, "epoch": 3}, folder / "w.pth")
+    safetensors.torch.save_file(state, folder / "w.safetensors")
+    return [(name, (folder / name).read_bytes()) for name in ("w.pth", "w.safetensors")]
+
+
 def states(folder: Path) -> list[bytes]:
     """Gives a resume state."""
     resume.save(folder, 7, {"step": 7, "network": {"weights": torch.arange(6.0)}}, {"lr": 1})
@@ -158,6 +191,9 @@ def corpus(folder: Path) -> dict[str, list]:
         "yaml": texts(),
         "config": [b""],
         "classes": classes(),
+        "json": list(records_of_steps(folder).items()),
+        "clustering": clusterings(folder),
+        "weights": checkpoints(folder),
     }
 
 
@@ -305,6 +341,59 @@ def check_state(whole, damaged: bytes, folder: Path) -> str:
     return "refused" if found is None else "accepted"
 
 
+def read_report(path: Path):
+    """Reads the statistics of a data report as trainings do."""
+    found = pool_context(crafted.pack(crafted.noise(2, 6), crafted.names(2)), path, 0)
+    return found.mean.numpy(), found.std.numpy()
+
+
+JSON = {
+    "evaluation": records.read_evaluation, "report": read_report,
+    "choice": lambda path: auto.settled(path, "auto", "auto"),
+}  # fmt: skip
+
+
+def check_json(whole, damaged: bytes, folder: Path) -> str:
+    """Reads a step's JSON by the reader of its kind; a change must be refused."""
+    name, content = whole
+    path, expected = folder / "j.json", folder / "whole.json"
+    expected.write_bytes(content)
+    path.write_bytes(damaged)
+    try:
+        found = JSON[name](path)
+    except DataError as error:
+        assert str(path) in str(error)
+        return "refused"
+    wanted = repr(JSON[name](expected)).replace("whole", "j")
+    assert repr(found) == wanted, f"a changed {name} is accepted"
+    return "accepted"
+
+
+def check_clustering(whole, damaged: bytes, folder: Path) -> str:
+    """Goes on from the state of a clustering; a changed one must not be used."""
+    found = []
+    for content in (whole, damaged):
+        (folder / "kmeans").write_bytes(content)
+        found.append(reached.Reached(folder / "kmeans", "of this").runs)
+    if not found[1]:
+        return "refused"
+    assert values(found[1]) == values(found[0]), "a changed clustering is gone on with"
+    return "accepted"
+
+
+def check_weights(whole, damaged: bytes, folder: Path) -> str:
+    """Reads weights from elsewhere: tensors or a refusal, whatever the file says."""
+    path = folder / whole[0]
+    path.write_bytes(damaged)
+    try:
+        found = foreign.read(path)
+    except DataError as error:
+        assert str(path) in str(error)
+        return "refused"
+    assert found and all(isinstance(one, torch.Tensor) for one in found.values())
+    return "accepted"
+
+
 def check_archive(whole, damaged: bytes, folder: Path) -> str:
     """Lists an archive and reads its members."""
     path = folder / "archive"
@@ -377,4 +466,5 @@ def check_config(whole, damaged: bytes, folder: Path) -> str:
 CHECKS = {
     "picture": check_picture, "table": check_table, "model": check_model, "state": check_state,
     "archive": check_archive, "yaml": check_yaml, "config": check_config, "classes": check_classes,
+    "json": check_json, "clustering": check_clustering, "weights": check_weights,
 }  # fmt: skip

@@ -120,7 +120,7 @@ def run(folder, number=60, clusters=(2, 4), layers=("auto",)):
         output=folder / "choice.json",
     )  # fmt: skip
     choose.run(arguments)
-    return json.loads(arguments.output.read_text())
+    return step.read_json(arguments.output)
 
 
 def test_the_step_measures_every_layer_at_every_k_and_keeps_it(tmp_path):

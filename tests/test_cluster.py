@@ -317,6 +317,23 @@ def test_a_scratch_file_that_does_not_fit_is_refused_before_it_is_written(tmp_pa
     assert not (tmp_path / "clusters.h5").exists()
 
 
+@pytest.mark.parametrize("changes", [{}, {"pca": 6, "whiten": True}, {"redo": 2}])
+def test_a_table_of_clusters_that_does_not_fit_is_refused_before_the_work(
+    tmp_path, monkeypatch, changes
+):
+    rows, keys = gaussians(200, 12), crafted.names(200)
+    run(tmp_path / "fits", rows, keys, k=7, **changes)
+    with h5py.File(tmp_path / "fits/clusters.h5") as file:
+        names = ("centroids", "mean", "projection", "sizes", "objective")
+        needed = sum(file[name].nbytes for name in names)
+    most = cluster.most_bytes(7, 12, crafted.clustering(**changes))
+    assert needed <= most < 1.3 * needed
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: argparse.Namespace(free=most - 1))
+    monkeypatch.setattr(cluster, "fit_transform", None)
+    with pytest.raises(ResourceError, match=f"clusters.h5: {most} bytes are needed"):
+        run(tmp_path / "not", rows, keys, k=7, **changes)
+
+
 @pytest.mark.parametrize("changes", [{"redo": 3}, {"warm_start": 20}, {"spherical": True}])
 @pytest.mark.parametrize("share", [1, 0.5, 0])  # of the state that is left
 def test_a_killed_clustering_goes_on_where_it_was(tmp_path, monkeypatch, changes, share):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, jobs, output, overlay, run, workflow
 
-from kt.core import lock
+from kt.core import lock, step
 from kt.plan import KEPT
 
 pytestmark = pytest.mark.timeout(600)
@@ -148,10 +148,10 @@ def test_jobs_ask_for_memory_and_time_by_their_input_and_for_more_when_sent_agai
     features, train = "features/untrained-block2-images-train-unlabelled", "pretext_train/deep-s0"
     probed = {"seconds": 60.0, "cpu": 0.0, "by": "probe"}  # which leaves out a part
     planned = {features: probed, train: {"seconds": 14400.0, "cpu": 0.0, "by": "probe"}}
-    (folder / KEPT).write_text(json.dumps(planned))
+    step.write_json(folder / KEPT, planned)
     assert times(asked(folder, place)) == [time, 2 * time, 1440, 990]
     planned[features] = {"seconds": 60.0, "cpu": 0.0, "by": "an earlier run"}
-    (folder / KEPT).write_text(json.dumps(planned))
+    step.write_json(folder / KEPT, planned)
     assert times(asked(folder, place)) == [34, 68, 1440, 990]
 
 

@@ -104,7 +104,7 @@ def test_a_claim_that_came_after_results_says_so_where_they_had_been_seen():
             assert set(claim.get("unplanned", [])) <= {*budgets, *runs}, claim["text"]
     text = (ROOT / "docs/results/trends.md").read_text()
     said = ["Stated" in line for line in text.splitlines() if "more than the" in line]
-    assert said == [True, True, False, False]  # the ten classes, then scenes, run afterwards
+    assert said == [True, True, *[False] * 4]  # the ten classes, then those run afterwards
 
 
 def test_every_page_is_made_of_what_is_kept_beside_the_experiment(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_the_plot_shows_every_model_at_its_value_and_escapes_names():
 def test_what_was_found_is_kept_as_it_is_with_a_record_a_line(tmp_path):
     found = {"records": [*records(), {"model": '"records": []'}], "commit": "abc", "cores": 2}
     experiments.keep(tmp_path / "x.json", found)
-    assert experiments.step.read_json(tmp_path / "x.json") == found
+    assert experiments.step.read_json(tmp_path / "x.json", checked=False) == found
     assert len((tmp_path / "x.json").read_text().splitlines()) == len(records()) + 7
 
 
@@ -292,7 +292,7 @@ def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, mo
     written = []
     monkeypatch.setattr(experiments, "write_page", lambda name, about: written.append(name))
     experiments.main()
-    kept = experiments.step.read_json(place / "drawn.json")
+    kept = experiments.step.read_json(place / "drawn.json", checked=False)
     assert written == ["small"] and kept["cpu_seconds"] > 1 and kept["machine"]
     models = {record["model"]: record["arm"] for record in kept["records"]}
     name = "small/deep/block2/k4"

@@ -12,7 +12,7 @@ import drawing
 import pytest
 import stages
 import torch
-from running import ROOT, environment, output, overlay, run, workflow
+from running import ROOT, environment, missing, output, overlay, run, workflow
 
 import kt
 from kt.core import model, table
@@ -152,7 +152,7 @@ def test_names_are_letters_digits_dots_and_dashes(name):
 @pytest.mark.slow
 def test_no_step_needs_a_network(tmp_path):
     if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
-        pytest.skip("NOT TESTED without a network, `unshare -n` is not permitted")
+        missing("NOT TESTED without a network, `unshare -n` is not permitted")
     code = "import pathlib, sys, stages; stages.make(pathlib.Path(sys.argv[1]))"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(

@@ -1,4 +1,3 @@
-import json
 import os
 
 import crafted
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 import kt
-from kt.core import model
+from kt.core import model, step
 from kt.core.step import ConfigError, DataError, ResourceError
 
 RESIDUAL = {"name": "residual", "widths": [4, 8], "strides": [1, 2], "blocks": 1}
@@ -25,9 +24,9 @@ def saved(tmp_path):
 
 def alter(folder, change):
     path = folder / "model.json"
-    content = json.loads(path.read_text())
+    content = step.read_json(path)
     change(content)
-    path.write_text(json.dumps(content))
+    step.write_json(path, content)  # with a checksum that fits
 
 
 def test_a_loaded_backbone_gives_the_same_maps_bit_for_bit(saved):

@@ -316,7 +316,7 @@ def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
     path = tmp_path / plan.KEPT
     path.parent.mkdir(parents=True)
     cost = {"seconds": 60.0, "cpu": 7200.0, "by": "likeness"}
-    path.write_text(json.dumps({TARGETS[0]: cost, TARGETS[1]: cost, "report": None}))
+    step.write_json(path, {TARGETS[0]: cost, TARGETS[1]: cost, "report": None})
     measured(tmp_path, TARGETS[0], 90.0, 3600.0)
     plan._spent(tmp_path)
     lines = capsys.readouterr().out.splitlines()

@@ -19,7 +19,7 @@ import stages
 import torch
 from test_training import job
 
-from kt.core import ending, resume, training
+from kt.core import ending, resume, step, training
 from kt.core.step import ConfigError, DataError, Interrupted, ResourceError
 
 EPOCHS, STEPS = 3, 12  # four steps an epoch
@@ -55,7 +55,7 @@ def batches_of(wanted):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Run, "_step", spy)
         try:
-            training.train(wanted)
+            wanted.records = training.train(wanted)
         except Interrupted:
             pass
     return seen
@@ -66,8 +66,26 @@ def save_always(monkeypatch):
     monkeypatch.setattr(resume, "SAVE_SHARE", math.inf)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept_optimisers():
+    """Keeps with each training what its optimiser holds at the end."""
+    loop = training._Run.loop
+
+    def spy(run, stop):
+        loop(run, stop)
+        run.job.optimiser = run.optimiser.state_dict()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "loop", spy)
+        yield
+
+
 def outcome(finished, records):
     weights = {name: value.clone() for name, value in finished.network.state_dict().items()}
+    held = finished.optimiser
+    assert len(held["first"]) == len(held["second"]) > 0 and held["steps"] == STEPS
+    for moment in ("first", "second"):
+        weights |= {f"{moment} {i}": value.clone() for i, value in enumerate(held[moment])}
     timed = ("seconds", "images_per_second", "validation_seconds")
     kept = [{key: row[key] for key in row if key not in timed} for row in records]
     return weights, kept
@@ -108,8 +126,7 @@ def test_batches_weights_and_log_are_the_same_for_any_number_of_threads(tmp_path
     first, again = built(tmp_path, 6, kind, delivery), built(tmp_path, None, kind, delivery)
     assert batches_of(first) + batches_of(again) == expected
     assert len(expected) == STEPS
-    for name, value in whole.network.state_dict().items():
-        assert torch.equal(value, again.network.state_dict()[name])
+    assert_same(outcome(again, again.records), outcome(whole, whole.records))
 
 
 def test_a_training_stopped_again_and_again_ends_the_same(tmp_path, uninterrupted):
@@ -188,6 +205,19 @@ def test_copying_a_state_costs_its_share_of_the_training_at_most(tmp_path, monke
     clock[0] += 2
     assert writer.due()
     writer.close()
+
+
+def test_before_the_first_state_its_cost_is_taken_from_its_size(tmp_path):
+    network = torch.nn.Linear(1000, 1000)
+    writer = resume.Writer(tmp_path, {}, network)
+    writer.last -= resume.SAVE_SECONDS + 1
+    assert writer.due()  # 12 MB
+    network.state_dict = lambda: {"weights": torch.empty(10**9, device="meta")}
+    writer = resume.Writer(tmp_path, {}, network)
+    writer.last -= 2000
+    assert not writer.due()  # 12 GB: 24 seconds, a hundredth of 40 minutes
+    writer.last -= 500
+    assert writer.due()
 
 
 def test_the_processor_time_of_writing_counts_too(tmp_path, monkeypatch):
@@ -322,7 +352,7 @@ def started_step(folder, processes: int, steps: int = 2000) -> subprocess.Popen:
     """Starts a training in a session of its own that keeps a state only when it is stopped."""
     crafted.write_pack(folder / "pack.h5", crafted.scenes(200, 27), crafted.names(200))
     report = {"mean": [0.5] * 3, "std": [0.2] * 3, "digests": {}}
-    (folder / "report.json").write_text(json.dumps(report))
+    step.write_json(folder / "report.json", report)
     command = [
         sys.executable, "-m", "kt.pretext_train", "--pack", folder / "pack.h5",
         "--data-report", folder / "report.json", "--backbone", json.dumps(crafted.PLAIN),

@@ -1,7 +1,6 @@
 """Choice, intervals, differences and the words made of them."""
 
 import itertools
-import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt import report
-from kt.core import charts, figures, records, summary, verdict
+from kt.core import charts, figures, records, step, summary, verdict
 from kt.core.choice import settle_layers
 from kt.core.intervals import T_95, Interval, interval, outcome
 from kt.core.records import Column
@@ -119,9 +118,9 @@ def test_answers_come_back_as_they_were(right):
 def test_answers_that_are_not_those_of_the_value_are_refused(tmp_path, right):
     path = tmp_path / "knn.json"
     found = record("transfer", 0) | answers(0.6)
-    path.write_text(json.dumps({"records": [found]}))
+    step.write_json(path, {"records": [found]})
     assert records.read_evaluation(path)[0] == [found]
-    path.write_text(json.dumps({"records": [found | {"right": right}]}))
+    step.write_json(path, {"records": [found | {"right": right}]})
     with pytest.raises(DataError, match="expected `right` to hold 100 bits"):
         records.read_evaluation(path)
 
@@ -622,7 +621,7 @@ def test_scores_on_different_images_are_refused():
 )
 def test_a_record_that_is_not_one_is_refused_with_its_file(tmp_path, change):
     path = tmp_path / "knn.json"
-    path.write_text(json.dumps({"records": [record("direct", 0.5) | change]}))
+    step.write_json(path, {"records": [record("direct", 0.5) | change]})
     with pytest.raises(DataError, match="knn.json"):
         records.read_evaluation(path)
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kt.core import images, table
+from kt.core import images, step, table
 from kt.core.step import DataError
 
 ARRAYS = {"features": 2, "keys": 1}
@@ -346,3 +346,32 @@ def test_the_ids_of_keys_never_change():
 
 
 GOLDEN_IDS = [1702698405120146464, 4618712383498060010]
+
+
+# ---------------------------------------------------------------------------- JSON
+
+
+def test_json_is_read_as_it_was_written_whatever_its_layout(tmp_path):
+    path, content = tmp_path / "choice.json", {"k": {"1": 2}, "mean": [0.1, 1e-300], "name": "dög"}
+    step.write_json(path, content)
+    assert step.read_json(path) == content
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert step.read_json(path) == content
+
+
+@pytest.mark.parametrize("change", [{"k": 3}, {"more": 1}, {"checksum": "0"}, {"checksum": None}])
+def test_altered_json_is_refused(tmp_path, change):
+    path = tmp_path / "choice.json"
+    step.write_json(path, {"k": 2})
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=f"{path} is not as it was written.*remove it and run"):
+        step.read_json(path)
+
+
+def test_json_without_a_checksum_is_read_only_where_none_is_asked_for(tmp_path):
+    path = tmp_path / "model.json"
+    for text, expected in (('{"k": 2}', "is not as it was written"), ("[2]", "found .2.")):
+        path.write_text(text)
+        assert step.read_json(path, checked=False) == json.loads(text)
+        with pytest.raises(DataError, match=expected):
+            step.read_json(path)

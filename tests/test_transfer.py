@@ -14,7 +14,7 @@ import torch
 
 from kt import cluster, config, pseudo_labels, target_train
 from kt import workflow as plan
-from kt.core import lessons, table
+from kt.core import lessons, step, table
 from kt.core.parts import WHOLE
 from kt.core.step import ConfigError, DataError
 from kt.core.transfer import Taught
@@ -150,7 +150,7 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
     place.mkdir()
     pack = crafted.write_pack(place / "pack.h5", crafted.noise(NUMBER, 16), keys)
     report = place / "report.json"
-    report.write_text(json.dumps({"mean": [0.5] * 3, "std": [0.3] * 3}))
+    step.write_json(report, {"mean": [0.5] * 3, "std": [0.3] * 3})
     module = config.plugin("transfers", name)
     several = range(2 if name in SEVERAL else 1)
     features = [

@@ -11,11 +11,12 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kt.core.ending import DataError, ResourceError, lack, line
 
+CHECKSUM = "checksum"  # in JSON: SHA-256 of all else, keys sorted
 FORGOTTEN = 2 * 86400  # seconds until what a writer on another machine left is taken to be dead
 
 
@@ -107,23 +108,48 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value) -> None:
-    """Writes `value` as indented JSON through `write_text`; NaN is refused."""
+def write_json(path: Path, value: Mapping | list) -> None:
+    """Writes `value` as indented JSON through `write_text`; NaN is refused.
+
+    A mapping gets a `checksum` of all else in it, which `read_json` asks for.
+    """
+    if isinstance(value, Mapping):
+        value = json.loads(json.dumps(value, default=plain, allow_nan=False))
+        value[CHECKSUM] = _checksum(value)
     write_text(path, json.dumps(value, indent=1, default=plain, allow_nan=False) + "\n")
 
 
-def read_json(path: Path):
-    """Reads a JSON file that another step wrote.
+def read_json(path: Path, checked: bool = True):
+    """Reads a JSON file that another step wrote; without its checksum, which must fit.
+
+    Args:
+        path: The file.
+        checked: Whether a mapping must have a checksum at all.
 
     Raises:
-        DataError: The file is missing or is not JSON.
+        DataError: The file is missing, is not JSON or was altered.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"expected a JSON file at {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+    if isinstance(content, dict):
+        found = content.pop(CHECKSUM, None)
+        wanted = _checksum(content)
+        if found != wanted and (checked or found is not None):
+            raise DataError(
+                f"{path} is not as it was written (checksum {wanted}, expected {found}); remove it "
+                "and run again"
+            )
+    elif checked:
+        raise DataError(f"{path}: expected a mapping, found {str(content)[:80]}")
+    return content
+
+
+def _checksum(content: Mapping) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def plain(value):

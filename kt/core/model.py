@@ -56,7 +56,7 @@ def describe(path: Path) -> dict:
     Raises:
         DataError: It is missing or not a model of this project.
     """
-    content = step.read_json(_folder(path) / "model.json")
+    content = step.read_json(_folder(path) / "model.json", checked=False)  # older ones lack it
     fields = content if isinstance(content, dict) else {}
     whole = {"backbone", "digest"} <= fields.keys()
     if (fields.get("format"), fields.get("version")) != (FORMAT, 1) or not whole:

@@ -27,6 +27,7 @@ KEPT = 2
 STATE_OF_WEIGHTS = 3  # weights and two moments of the optimiser, at most
 KEEP, FINISHED = "KT_KEEP_STATE", "finished"  # see `finish`
 SAVE_SHARE = 0.01  # of the time that copying and writing them may cost, at most
+WRITTEN_PER_SECOND = 500e6  # bytes, on a processor of today; until it is measured
 
 
 def place(folder: Path | None, digests: list[str]) -> Path | None:
@@ -75,6 +76,7 @@ class Writer:
         if self.folder is not None:
             weights = sum(value.nbytes for value in network.state_dict().values())
             step.check_space(self.folder, (KEPT + 1) * STATE_OF_WEIGHTS * weights)
+            self.writing_took = STATE_OF_WEIGHTS * weights / WRITTEN_PER_SECOND
         self.thread: ThreadPoolExecutor | None = None
         self.writing: Future | None = None
 

@@ -10,6 +10,7 @@ from kt.core import training
 from kt.core.backbone import Backbone
 from kt.core.judge import Data
 from kt.core.network import Network
+from kt.core.order import block_of
 from kt.core.task import Task
 
 
@@ -20,7 +21,7 @@ def label_task(plugin, backbone: Backbone, data: Data, seed: int) -> Task:
     pack = data.train.pack
     context = tasks.Context(
         pack.size, torch.from_numpy(pack.ids), backbone.mean.cpu(), backbone.std.cpu(), seed,
-        data.train.labels, data.num_classes,
+        data.train.labels, data.num_classes, block_of(pack.images),
     )  # fmt: skip
     return build_task(plugin, context)
 
