@@ -25,8 +25,13 @@ def features(run: Run, number: int = N, dimensions: int = D) -> Path:
 
 
 def kmeans_vs_faiss(run: Run) -> Measured:
-    """Compares the step as a process, start-up included, with `faiss.Kmeans.train` alone."""
+    """Compares the step as a process, start-up included, with `faiss.Kmeans.train` alone.
+
+    `also` has its seconds as a share of those of scikit-learn's Lloyd, from the same rows in memory.
+    """
     import faiss
+    import sklearn
+    from sklearn.cluster import KMeans
 
     path, rows = features(run), drawn.features(N, D)
     faiss.omp_set_num_threads(run.cores)
@@ -42,7 +47,14 @@ def kmeans_vs_faiss(run: Run) -> Measured:
         model.train(rows)
 
     pairs = alternate(ours, peer, run.rounds, warm=False)
-    return Measured(costs(pairs), f"faiss {faiss.__version__}, Kmeans.train in memory", pairs)
+    other = KMeans(K, init=rows[:K], n_init=1, max_iter=ITERATIONS, tol=0)
+    share = float(np.median([ours for ours, _ in pairs])) / seconds(
+        lambda: other.fit(rows) and None
+    )
+    more = {
+        "also": {f"share of the seconds of scikit-learn {sklearn.__version__}": round(share, 2)}
+    }
+    return Measured(costs(pairs), f"faiss {faiss.__version__}, Kmeans.train in memory", pairs, more)
 
 
 def assign_of_gemm(run: Run) -> Measured:

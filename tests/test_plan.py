@@ -492,7 +492,7 @@ def test_the_table_counts_jobs_and_bytes_and_wrong_options_are_told(options, tmp
     done = running.run(*command, "results/data/images/report.json", *options)
     assert done.returncode == 0, running.output(done)
     assert re.search(r"^ingest +1 +0 +1 +\d+ s +\d+ s +0.1 MB +probe 1$", done.stdout, re.M)
-    kept = json.loads((tmp_path / plan.KEPT).read_text())
+    kept = step.read_json(tmp_path / plan.KEPT)
     assert kept.keys() == {"ingest/images"} and kept["ingest/images"]["by"] == "probe"
     done = running.run(*command, *options, "clusters=none")
     assert done.returncode == 2 and "clusters" in done.stderr
