@@ -27,7 +27,7 @@ def features(run: Run, number: int = N, dimensions: int = D) -> Path:
 def kmeans_vs_faiss(run: Run) -> Measured:
     """Compares the step as a process, start-up included, with `faiss.Kmeans.train` alone.
 
-    `also` has its seconds as a share of those of scikit-learn's Lloyd, from the same rows in memory.
+    `also` has its share of the seconds of scikit-learn's Lloyd on the same rows in memory.
     """
     import faiss
     import sklearn
