@@ -19,7 +19,7 @@ import stages
 import torch
 from test_training import job
 
-from kt.core import ending, resume, step, training
+from kt.core import ending, images, resume, step, training
 from kt.core.step import ConfigError, DataError, Interrupted, ResourceError
 
 EPOCHS, STEPS = 3, 12  # four steps an epoch
@@ -301,8 +301,37 @@ def test_under_the_workflow_other_files_have_other_states(tmp_path, monkeypatch)
 def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path):
     content = {"step": 3}
     resume.save(tmp_path, 3, content, {"lr": 0.1, "seed": 0, "gone": 1})
-    with pytest.raises(ConfigError, match=r"other settings \(gone, lr, new differ\).*remove"):
+    with pytest.raises(
+        ConfigError, match=r"other settings or files \(gone, lr, new differ\).*remove"
+    ):
         resume.newest(tmp_path, {"lr": 0.2, "seed": 0, "new": 1}, torch.device("cpu"))
+
+
+def keep_states():
+    """Has a step keep its last state when it is finished, as on a cluster."""
+    os.environ[resume.KEEP] = "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", stages.TRAININGS)
+def test_a_step_refuses_the_state_of_other_settings_or_images(tmp_path_factory, tmp_path, name):
+    made = stages.made(tmp_path_factory)
+    given = [*stages.options(name, made, tmp_path), "--state", str(tmp_path / "state")]
+    assert stages.run(name, given, keep_states)[0] == 0
+    pack = images.read_pack(made / "data/train-unlabelled.h5")
+    other = crafted.write_pack(tmp_path / "other.h5", pack.images ^ 1, pack.keys)
+    changes = {
+        "--training": (json.dumps({**crafted.TRAINING, "epochs": 1, "lr": 0.5}), "training.lr"),
+        "--seed": ("7", "seed"), "--pack": (str(other), "digests?, pack"),
+    }  # fmt: skip
+    for option, (value, key) in changes.items():
+        changed = list(given)
+        changed[changed.index(option) + 1] = value
+        code, said = stages.run(name, changed, keep_states)
+        assert code == 2 and re.search(rf"other settings or files \({key} differ\)", said), said
+        assert f"remove {tmp_path / 'state'} to start anew" in said
+    code, said = stages.run(name, given, keep_states)
+    assert code == 0 and "goes on at step" in said
 
 
 def test_the_same_settings_give_the_state_back(tmp_path):

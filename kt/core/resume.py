@@ -161,6 +161,18 @@ class _Hashed(io.RawIOBase):
         return self.file.write(data)
 
 
+def _differing(one: dict, two: dict) -> list[str]:
+    """Names the keys whose values differ, `training.lr` where both values have keys themselves."""
+    found = []
+    for key in sorted(one | two):
+        both = one.get(key), two.get(key)
+        if all(isinstance(value, dict) for value in both):
+            found += [f"{key}.{inner}" for inner in _differing(*both)]
+        elif both[0] != both[1]:
+            found.append(key)
+    return found
+
+
 def newest(folder: Path, fingerprint: dict, device: torch.device) -> dict | None:
     """Reads the newest state that is whole; a broken one is said aloud and passed over.
 
@@ -181,11 +193,10 @@ def newest(folder: Path, fingerprint: dict, device: torch.device) -> dict | None
                 raise
             log.warning("%s is no state (%s), the one before it is used", path, line(error))
             continue
-        differing = sorted(key for key in mine | found if mine.get(key) != found.get(key))
-        if differing:
+        if differing := _differing(mine, found):
             raise ConfigError(
-                f"{path} was made with other settings ({', '.join(differing)} differ); remove "
-                f"{folder} to start anew"
+                f"{path} was made with other settings or files ({', '.join(differing)} differ); "
+                f"remove {folder} to start anew"
             )
         return content
     return None
