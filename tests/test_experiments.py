@@ -12,9 +12,11 @@ import yaml
 from running import ROOT, TINY
 
 from experiments import __main__ as experiments
+from experiments import simclr
 from experiments.page import claims, difference, page, plot
 from kt import config
 from kt import workflow as plan
+from kt.core import lessons, step
 from kt.core.records import packed
 
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.yaml"))
@@ -260,6 +262,26 @@ def test_unknown_experiments_are_refused_with_the_known_ones(monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         experiments.main()
     assert ended.value.code == 2 and "kinds" in capsys.readouterr().err
+
+
+def test_simclr_is_given_what_a_target_cost_with_all_that_stands_behind_it(tmp_path):
+    settings = config.resolve(ROOT, {"images": "x"})
+    found, both = lessons.lessons(settings), "multi_similarity/deep+hog/block2+hog/k100"
+    jobs = {
+        "target_train/small-deep/block2/k100-s0": 1, f"target_train/small-{both}-s0": 2,
+        "pseudo_labels/deep-block2-k100-images-train-unlabelled": 4,
+        "cluster/deep-block2-k100": 8, "pretext_train/deep-s0": 16,
+        "features/deep-block2-images-train-unlabelled": 32,
+        "features/hog-hog-images-train-unlabelled": 64,
+    }  # fmt: skip
+    for name, spent in jobs.items():
+        step.write_text(tmp_path / f"results/benchmarks/{name}.tsv", f"s\tcpu_time\n{spent}\t1\n")
+    assert simclr.cost(tmp_path, settings, found["deep/block2/k100"]) == 1 + 4 + 8 + 16 + 32
+    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 16 + 32 + 64
+    # The benchmark of an interrupted training is that of its last attempt, the log sums them up.
+    log = tmp_path / "results/teachers/deep/s0/log.jsonl"
+    step.write_text(log, '{"seconds": 3.0}\n{"seconds": 1000.0}\n')
+    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 1000 + 32 + 64
 
 
 @pytest.mark.slow
