@@ -272,16 +272,16 @@ def test_simclr_is_given_what_a_target_cost_with_all_that_stands_behind_it(tmp_p
         "pseudo_labels/deep-block2-k100-images-train-unlabelled": 4,
         "cluster/deep-block2-k100": 8, "pretext_train/deep-s0": 16,
         "features/deep-block2-images-train-unlabelled": 32,
-        "features/hog-hog-images-train-unlabelled": 64,
+        "features/hog-hog-images-train-unlabelled": 64, "pretext_train/hog-s0": 128,
     }  # fmt: skip
     for name, spent in jobs.items():
         step.write_text(tmp_path / f"results/benchmarks/{name}.tsv", f"s\tcpu_time\n{spent}\t1\n")
     assert simclr.cost(tmp_path, settings, found["deep/block2/k100"]) == 1 + 4 + 8 + 16 + 32
-    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 16 + 32 + 64
+    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 16 + 32 + 64 + 128
     # The benchmark of an interrupted training is that of its last attempt, the log sums them up.
     log = tmp_path / "results/teachers/deep/s0/log.jsonl"
     step.write_text(log, '{"seconds": 3.0}\n{"seconds": 1000.0}\n')
-    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 1000 + 32 + 64
+    assert simclr.cost(tmp_path, settings, found[both]) == 2 + 1000 + 32 + 64 + 128
 
 
 @pytest.mark.slow
