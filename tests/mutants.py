@@ -82,6 +82,13 @@ def tables(folder: Path) -> dict[str, bytes]:
     random, keys = np.random.default_rng(0), crafted.names(12)
     paths = {name: folder / f"{name}.h5" for name in TABLES}
     crafted.write_pack(paths["images"], crafted.noise(12, 6), keys)
+    with table.create(paths["jpegs"], "images", {}) as file:
+        jpegs = [drawing.encoded(drawing.picture(i % 3, i, 8), "JPEG") for i in range(12)]
+        whole = np.frombuffer(b"".join(jpegs), np.uint8)
+        table.put(file, "offsets", np.cumsum([0, *map(len, jpegs)]))
+        table.add(file, "data", whole.shape, np.uint8, True)[...] = whole
+        table.put_strings(file, "keys", keys)
+        file.attrs["size"] = 8
     crafted.write_features(paths["features"], random.normal(size=(12, 5)), keys)
     with table.create(paths["labels"], "labels", {}) as file:
         table.put(file, "labels", np.arange(12) % 3)
@@ -272,8 +279,15 @@ def read_features(path: Path):
         return table.strings(file, "keys"), file["features"][...]
 
 
+def read_jpegs(path: Path):
+    """Reads a pack of JPEGs and decodes all of them, as trainings do."""
+    found = images.read_pack(path)
+    return found.keys, found.images[np.arange(len(found))]
+
+
 TABLES = {
-    "images": images.read_pack, "labels": images.read_labels, "features": read_features,
+    "images": images.read_pack, "jpegs": read_jpegs, "labels": images.read_labels,
+    "features": read_features,
     "clusters": cluster.read_clusters, "pseudo_labels": pseudo_labels.read_pseudo_labels,
 }  # fmt: skip
 
