@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from kt.core.ending import lack
 from kt.core.files import replacing
 
 SAVE_SECONDS = float(os.environ.get("KT_SAVE_SECONDS", 60))  # between two states, at least
@@ -33,7 +33,9 @@ class Reached:
         if place is not None and place.exists():
             try:
                 self._read(place)
-            except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            except Exception as error:  # numpy raises anything on what it did not write
+                if lack(error):
+                    raise
                 self.runs = []
         self.found = sum(len(objective) for _, objective, _ in self.runs)
 
