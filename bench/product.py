@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kt import config
-from kt.core import images, table
+from kt.core import files, images, table
 
 ROOT = Path(__file__).parent.parent
 # What `kt.pretext_train`, the heaviest step, says when all is imported and its first step is due.
@@ -316,7 +316,7 @@ def pretext_command(pack: Path, report: Path, output: Path, threads: int) -> lis
         threads: CPU threads.
     """
     part = settings(28).teachers["deep"]
-    report.write_text('{"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}')
+    files.write_json(report, {"mean": [0.5] * 3, "std": [0.25] * 3})
     values = {name: config.dumps(getattr(part, name)) for name in ("backbone", "task", "training")}
     return command(
         "pretext_train", pack=pack, data_report=report, epochs=1, seed=0, output=output,
