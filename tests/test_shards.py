@@ -15,7 +15,7 @@ import pytest
 from drawing import encoded, pattern, picture, tree, write_folder, write_tar
 
 from kt import config, ingest
-from kt.core import rows, shards, table
+from kt.core import rows, shards, step, table
 from kt.core.images import read_pack
 from kt.core.layouts import POOL, SPLITS
 from kt.core.parts import WHOLE, Part
@@ -57,7 +57,7 @@ def place(tmp_path):
 def digests(output) -> dict[str, str]:
     names = [f"{split}{suffix}.h5" for split in SPLITS for suffix in ("", "-labels")]
     found = {name: table.digest(output / name) for name in names}
-    report = json.loads((output / "report.json").read_text())
+    report = step.read_json(output / "report.json")
     return found | {"report": json.dumps(report | {"seconds": 0})}
 
 
