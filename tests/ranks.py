@@ -43,7 +43,7 @@ def main(place: Path, kind: str, *faults: str) -> None:
     def spy(run, index, views, labels):
         if "die" in faults and parallel.rank() == 1 and len(rows) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        if "stop" in faults and parallel.rank() == 1 and len(rows) == 4:
+        if "stop" in faults and parallel.rank() == parallel.size() - 1 and len(rows) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         rows.append(index.tolist())
         return STEP(run, index, views, labels)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import crafted
 import pytest
-import ranks
 import running
 import stages
 import torch
@@ -34,8 +33,8 @@ def start(folder, kinds, *faults, launcher=()):
     )  # fmt: skip
 
 
-def alone(folder):
-    done = start(folder, "pretext")
+def finished(folder, launcher=()):
+    done = start(folder, "pretext", launcher=launcher)
     assert done.returncode == 0, done.stderr
     return outcome(folder / "pretext")
 
@@ -90,16 +89,19 @@ def test_a_whole_step_by_two_processes_makes_what_one_makes(tmp_path_factory, na
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_where_two_were_stopped(tmp_path):
-    expected = alone(tmp_path / "one")
+@pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on_where_one_was_stopped(tmp_path, first, then):
+    launchers = {1: (), 2: TWO}
+    expected = finished(tmp_path / "whole")
+    parts = tmp_path / "parts"
     done = start(
-        tmp_path / "two", "pretext", "stop", launcher=TWO
+        parts, "pretext", "stop", launcher=launchers[first]
     )  # the signal reaches one of them alone
     assert done.returncode != 0 and "stopped at step 5" in done.stderr, done.stderr
-    before = rows(tmp_path / "two" / "pretext", 0, 1)
-    assert_alike(alone(tmp_path / "two"), expected)
-    after = json.loads((tmp_path / "two" / "pretext" / "rows-0.json").read_text())
-    assert len(before) == 5 and len(after) == ranks.STEPS - 5
+    before = rows(parts / "pretext", *range(first))
+    assert_alike(finished(parts, launchers[then]), expected)
+    after = rows(parts / "pretext", *range(then))
+    assert len(before) == 5 and before + after == rows(tmp_path / "whole" / "pretext", 0)
 
 
 @pytest.mark.slow
