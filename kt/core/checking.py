@@ -74,6 +74,10 @@ def _explain(model, fault, key: str) -> str:
         return f"{dotted}: unknown key{nearest(place[-1], _keys(model, place[:-1]))}"
     if fault["type"] == "missing":
         return f"{dotted}: missing; every value must be given (see config.yaml)"
+    if fault["type"] == "value_error":  # one of ours, which says what was found
+        return f"{dotted}: {fault['ctx']['error']}"
+    if fault["type"] == "too_short" and not fault["input"]:
+        return f"{dotted}: expected one or more, found {fault['input']}"
     return f"{dotted}: {fault['msg']}, found {SHORT.repr(fault['input'])}"
 
 

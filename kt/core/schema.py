@@ -256,7 +256,7 @@ def _as_list(value):
         try:
             value = yaml.safe_load(value)
         except (yaml.YAMLError, *CRASHES) as error:
-            raise ValueError("expected a list such as [50, 100]") from error
+            raise ValueError(f"expected a list such as [50, 100], found {value!r}") from error
     return value if isinstance(value, list) else [value]
 
 
