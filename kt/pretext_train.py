@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
         description["task"] = arguments.task.model_dump()
         description["num_labels"] = job.task.num_classes
         description["training"] = training_summary(job)
-    chosen = train[torch.linspace(0, len(train) - 1, min(len(train), STATISTICS_IMAGES)).long()]
+    number = min(len(train), STATISTICS_IMAGES)
+    chosen = train[torch.arange(number) * len(train) // number]
     # Statistics that came with the weights are those of the network; nobody trained it here.
     as_it_is = arguments.weights and not arguments.task
     if not as_it_is and (not arguments.task or not job.task.whole_images):
@@ -149,14 +150,14 @@ def _cost(part: dict) -> float:
     from kt.core.network import Network, multiply_adds
     from kt.core.task import Context
 
-    pack = images.read_pack(Path(part["pack"]))
-    size, number = pack.size, len(training.hold_out(pack)[0])
+    number, *_, size = images.layout(Path(part["pack"])).shape
     ids = torch.arange(2)
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, part["num_classes"])
     task = build_task(config.check(config.Plugin, part["task"]), context)
     backbone = model.fresh(config.check(config.Plugin, part["backbone"]), 0)
-    epochs = config.check(config.FewImages, part["few_images"]).epochs(part["epochs"], len(pack))
-    return multiply_adds(Network(backbone, task), task) * epochs * number
+    epochs = config.check(config.FewImages, part["few_images"]).epochs(part["epochs"], number)
+    learned = number - training.number_held_out(number)
+    return multiply_adds(Network(backbone, task), task) * epochs * learned
 
 
 def build_task(plugin: config.Plugin, context):

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     with step.importing():
         import torch
 
-        from kt.core import images, model, parallel, resume, table, training
+        from kt.core import amounts, images, model, parallel, resume, table, training
         from kt.core.network import Network
         from kt.pretext_train import (
             build_task,
@@ -103,11 +103,14 @@ def run(arguments: argparse.Namespace) -> None:
     backbone = model.fresh(arguments.backbone, arguments.seed)
     backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
     task = build_task(arguments.task, context)
-    learned = images.read_pack(arguments.budget_of) if arguments.budget_of else pack
-    epochs = more_epochs(arguments, len(learned))
+    learned = len(pack)
     if arguments.budget_of:
-        other = len(training.hold_out(learned)[0])
-        epochs = max(1, round(epochs * other / len(train)))
+        learned = images.layout(arguments.budget_of).shape[0]
+    epochs = more_epochs(arguments, learned)
+    if arguments.budget_of:
+        learned -= training.number_held_out(learned)
+        batch = arguments.training.batch
+        epochs = amounts.epochs_for(epochs * amounts.seen(learned, batch), len(train), batch)
     parents = [arguments.pack, *parents_of(arguments)]
     digests = [table.digest(path) for path in parents]
     torch.manual_seed(arguments.seed)  # the head's weights

@@ -17,7 +17,7 @@ from kt.core.lessons import Lesson, all_lessons, lessons
 
 BUDGET_CLASSES = 100
 # Of evaluations: what was judged under another version is not taken over.
-EVALUATE_VERSION = 6
+EVALUATE_VERSION = 7
 
 
 @dataclasses.dataclass(frozen=True)

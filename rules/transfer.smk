@@ -154,7 +154,7 @@ rule target_train:
         epochs=lambda w: target_params(w)["epochs"],
         few=lambda w: target_params(w)["few"],
         seed=lambda w: target_params(w)["seed"],
-        stage_version=1,
+        stage_version=lambda w: 2 if w.origin == "supervised" else 1,
     message:
         "target_train {wildcards.target} {wildcards.origin} s{wildcards.seed}"
     shell:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import crafted
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from kt.core import augment, draws
 from kt.core.delivery import load_batch
+from kt.core.transfer import Labels, Transfer
 
 LABELS = torch.arange(24) % 3
 
@@ -137,6 +140,16 @@ def test_balanced_order_keeps_to_the_rows_at_hand():
     task = crafted.labelling(8, labels, balance=True)
     at_hand = torch.arange(0, 60, 2)
     assert set(task.order(at_hand, 0).tolist()) <= set(at_hand.tolist())
+
+
+def test_a_kind_of_transfer_is_balanced_over_its_own_labels_or_not_at_all():
+    nothing = torch.full((60,), -1)
+    task = crafted.labelling(8, torch.arange(60) % 3, balance=True)
+    task.context = dataclasses.replace(task.context, labels=nothing)
+    task.taught = Labels([torch.tensor([0] * 59 + [1]), torch.arange(60) % 5], [2, 5])
+    assert (task.order(torch.arange(60), 0) == 59).float().mean() > 0.3
+    task.taught = Transfer()
+    assert sorted(task.order(torch.arange(60), 0).tolist()) == list(range(60))
 
 
 def test_the_plain_order_takes_every_row_once():

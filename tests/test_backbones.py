@@ -252,6 +252,12 @@ def test_statistics_become_those_of_the_images():
     assert torch.allclose(norm.running_var.double(), variance, rtol=1e-3)
 
 
+def test_a_network_without_batch_norm_looks_at_no_image():
+    backbone = built({"name": "hog", "cells": 4}).train()
+    backbones.estimate_statistics(backbone, iter(lambda: pytest.fail("looked"), None))
+    assert not backbone.training
+
+
 def test_later_layers_are_estimated_on_what_the_layers_before_give_while_estimating():
     backbone = built(crafted.PLAIN)
     pixels = torch.from_numpy(crafted.scenes(24, 16))

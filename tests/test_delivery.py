@@ -43,6 +43,20 @@ def test_batches_come_in_order_and_are_those_of_one_image_at_a_time(threads):
             assert torch.equal(view, alone[0][0]) and label == alone[1][0]
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_is_left_of_an_epoch_has_the_bits_it_would_have_had(threads, monkeypatch):
+    monkeypatch.setattr(delivery, "PLANNED", 500)  # with 950 images a block and a part
+    pixels, labels = crafted.discs(950, 12)
+    task, pack = crafted.labelling(12, labels, crop=0.5, flip=0.5), crafted.pack(pixels)
+    order = task.order(torch.arange(950), 0)
+    whole = list(delivery.batches(task, pack, order, 50, 0, CPU, threads))
+    for done in range(1, 19):
+        left = list(delivery.batches(task, pack, order, 50, 0, CPU, threads, done))
+        assert len(left) == 19 - done
+        for found, expected in zip(left, whole[done:], strict=True):
+            assert all(map(torch.equal, found, expected)), done
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_no_more_is_made_ahead_than_the_threads_need(threads):
     task, pack, order = setting()

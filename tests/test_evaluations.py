@@ -310,6 +310,21 @@ def test_fine_tuning_on_few_labels_beats_chance_on_easy_pictures(backbone, data)
     assert value(found, "top1", labels_per_class=3) > 0.6  # chance: .33
 
 
+@pytest.mark.parametrize("batch, seen", [(8, 600), (9, 603), (5, 600), (50, 603)])
+def test_fine_tuning_sees_as_many_images_as_it_is_to(backbone, data, monkeypatch, batch, seen):
+    shown, step = [], training._Run._step
+
+    def spy(run, index, views, labels):
+        shown.extend(index.tolist())
+        return step(run, index, views, labels)
+
+    monkeypatch.setattr(training._Run, "_step", spy)
+    settings = FINETUNE["training"] | {"batch": batch}
+    options = finetune.Options(**FINETUNE | {"images": 600, "training": settings})
+    finetune.run(backbone, data, finetune.draw(data.train, 3, 0), options, 0)
+    assert len(shown) == seen and len(set(shown)) == 9
+
+
 def test_fine_tuning_sees_the_drawn_labels_alone(backbone, data):
     rows = finetune.draw(data.train, 3, 0)
     spoiled = torch.full_like(data.train.labels, 10_000)
@@ -539,9 +554,9 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path,
     number = len(made)
     made.clear()
     arguments.state, arguments.output = tmp_path / "state", tmp_path / "again.json"
-    # A model makes 27 and 40 steps with 3 and 2 labels a class, then 24 above each of two layers.
-    assert number == 2 * 115
-    stops = (115 + 27 + 5, "fine-tune with 6 labels"), (115 + 67 + 24 + 5, "retrain above conv2")
+    # A model makes 27 and 40 steps with 3 and 2 labels a class, then 27 above each of two layers.
+    assert number == 2 * 121
+    stops = (121 + 27 + 5, "fine-tune with 6 labels"), (121 + 67 + 27 + 5, "retrain above conv2")
     for stop["at"], name in stops:
         with pytest.raises(Interrupted, match=name):
             evaluate.run(arguments)

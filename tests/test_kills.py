@@ -250,6 +250,16 @@ def test_a_second_signal_ends_a_training_while_it_saves_but_an_echo_of_the_first
     assert ("run it again to go on" in said.read_text()) != at_once
 
 
+def test_a_signal_that_came_too_late_is_left_to_the_next_training():
+    with ending.Flag() as event:
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Interrupted), ending.Flag() as event:
+        assert event.is_set()
+        raise Interrupted("stopped")
+    with ending.Flag() as event:
+        assert not event.is_set()
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_libraries_are_loaded_ends_a_program_with_75(made, tmp_path, number):
     command = [sys.executable, "-X", "importtime", "-m", "kt.features"]

@@ -69,6 +69,19 @@ def test_a_restored_state_goes_on_bit_for_bit(name):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.parametrize("first, then", [(torch.float32, torch.float16), (torch.float16,) * 2])
+def test_a_state_of_another_precision_goes_on_with_a_scale_of_its_own(first, then):
+    settings = crafted.training()
+    begun = Optimiser(draw_network(), settings, first)
+    if begun.scale is not None:
+        begun.scale.fill_(8.0)
+    begun.steps.fill_(3.0)
+    restored = Optimiser(draw_network(), settings, then)
+    fresh = float(restored.scale)
+    restored.load_state_dict(begun.state_dict())
+    assert float(restored.scale) == (8.0 if first == then else fresh) and restored.steps == 3
+
+
 def test_training_does_not_import_the_compiler():
     code = (
         "import sys, torch, crafted; from kt.core.optimiser import Optimiser;"

@@ -1,5 +1,6 @@
 """Several processes at one training, by torchrun and gloo, against one process."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -192,6 +193,40 @@ def test_a_node_that_ended_well_does_not_hide_the_code_of_one_that_failed(tmp_pa
             launch.launch_here(None)
         assert ended.value.code == ends
     assert sorted(path.read_text() for path in tmp_path.glob("*.code")) == ["4", "75"]
+
+
+@pytest.mark.parametrize(
+    "told, on_a_node, said, torchrun, expected",
+    [
+        (True, False, {0: 75, 1: 75}, 1, 75),
+        (True, False, {}, 1, 75),
+        (False, False, {0: 75, 1: None}, 1, 1),  # one was killed, torchrun stopped the other
+        (False, False, {0: 75, 1: 3}, 1, 3),
+        (False, False, {0: 75, 1: 75}, -9, 75),  # torchrun was killed, and they were told then
+        (False, False, {}, 0, 0),
+        (False, True, {0: 75, 1: 75}, 1, 75),  # stopped since another node failed
+        (False, True, {0: 75, 1: None}, 1, 1),
+    ],
+)
+def test_only_a_step_that_was_stopped_says_that_it_was(
+    monkeypatch, told, on_a_node, said, torchrun, expected
+):
+    class Processes:
+        def __init__(self, command, folder, more):
+            self.told = told
+            for rank, code in said.items():
+                (folder / f"{rank}.pid").write_text("1")
+                if code is not None:
+                    (folder / f"{rank}.code").write_text(str(code))
+
+        def wait(self):
+            return torchrun
+
+    monkeypatch.setattr(launch, "_Processes", Processes)
+    if on_a_node:
+        monkeypatch.setenv(launch.NODE, "--nnodes=2")
+    asked = argparse.Namespace(nodes=2 if on_a_node else 1, processes=2, threads=1)
+    assert launch.launch(asked) == expected
 
 
 ABORTS = """

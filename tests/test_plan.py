@@ -207,8 +207,17 @@ def test_evaluations_look_at_the_images_as_often_as_they_do():
     assert amounts.passes(same, layers) == [None]
     each = {"knn": {"map": 1}, "linear": {"map": None, "dimensions": 9}, "svm": {"map": 2}}
     assert amounts.passes(each, layers) == [None, "one", "two", None]
-    assert amounts.whole_passes(4000, 3000) == 3000
-    assert amounts.whole_passes(15000, 3000) == 15000
+
+
+@pytest.mark.parametrize(
+    "rows, batch, seen, epochs",
+    [(3000, 50, 3000, 1), (99, 50, 50, 80), (70, 50, 50, 80), (30, 50, 30, 133), (149, 50, 100, 40)],
+)
+def test_an_epoch_sees_whole_batches_and_a_training_as_many_images_as_it_is_to(
+    rows, batch, seen, epochs
+):
+    assert amounts.seen(rows, batch) == seen
+    assert amounts.epochs_for(4000, rows, batch) == epochs
 
 
 def test_a_probe_that_fails_leaves_its_jobs_unknown_and_a_signal_ends_the_plan(

@@ -1,4 +1,4 @@
-"""How often steps go through their rows and images, for `kt.core.work`: no torch, no files."""
+"""How often steps go through their rows and images: no torch, no files."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def passes(frozen: dict[str, dict], layers: list[str]) -> list[str | None]:
     return [one[0] for place, one in enumerate(wanted) if wanted[place - 1 : place] != [one]]
 
 
-def whole_passes(images: int, rows: float) -> float:
-    """Gives the images that a training on so many rows sees, that is to see some images."""
-    return rows * max(1, round(images / rows)) if rows else images
+def seen(rows: float, batch: int) -> float:
+    """Gives the images that one epoch of so many rows sees: what fills no batch is left out."""
+    batch = min(batch, rows)
+    return rows // batch * batch
+
+
+def epochs_for(images: int, rows: float, batch: int) -> int:
+    """Gives the epochs of a training on so many rows that is to see so many images."""
+    return max(1, round(images / seen(rows, batch)))

@@ -25,10 +25,17 @@ class ClassificationTask(Task):
         self.num_classes = self.taught.outputs if self.taught else context.num_classes
 
     def order(self, index: Tensor, epoch: int) -> Tensor:
-        """Gives the rows of an epoch; balanced over labels if the options say so."""
-        if not self.options.balance:
+        """Gives the rows of an epoch; balanced over labels if the options say so.
+
+        Over those of the first head, where there are several; kinds of transfer that learn from
+        features have none.
+        """
+        labels = self.context.labels
+        if self.taught:
+            labels = None if self.taught.labels is None else self.taught.labels[:, 0]
+        if labels is None or not self.options.balance:
             return super().order(index, epoch)
-        return balanced(self.context.labels[index], index, self.context.seed, epoch)
+        return balanced(labels[index], index, self.context.seed, epoch)
 
     def plan(self, index: Tensor, epoch: int) -> Plan:
         """Draws crops and colours; plain images for validation, epoch -1.

@@ -283,11 +283,13 @@ def estimate_statistics(backbone: Backbone, images: Iterable[Tensor]) -> None:
     norms = [
         part for part in backbone.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
+    backbone.eval()
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    backbone.eval()
     for norm in norms:
         norm.train()
     for batch in images:

@@ -41,9 +41,19 @@ def load_batch(
 
 
 def batches(
-    task: Task, pack: Pack, order: Tensor, batch: int, epoch: int, where: torch.device, threads: int
+    task: Task,
+    pack: Pack,
+    order: Tensor,
+    batch: int,
+    epoch: int,
+    where: torch.device,
+    threads: int,
+    done: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields the batches of an epoch; the same for any number of threads.
+
+    Whatever is done, the same images are drawn together: the last bit of what is drawn can depend
+    on it, since vector instructions and what is left over for single ones round differently.
 
     Args:
         task: Says what is drawn.
@@ -53,15 +63,20 @@ def batches(
         epoch: Which pass.
         where: The device.
         threads: That fill ahead; 0: the caller's own.
+        done: How many batches to leave out, of which an earlier run made steps.
 
     Yields:
         (B,) int64 rows; (B, V, 3, h, w) float32 and (B,) int64 on the device.
     """
-    blocks = order.split(max(1, PLANNED // batch) * batch)
+    size = max(1, PLANNED // batch) * batch
+    whole, begun = divmod(done * batch, size)
+    blocks = [(block, range(0, len(block), batch)) for block in order.split(size)[whole:]]
+    if begun:
+        blocks[0] = (blocks[0][0], blocks[0][1][begun // batch :])
     if not threads:
-        for block in blocks:
+        for block, starts in blocks:
             plan = task.plan(block, epoch)
-            for first in range(0, len(block), batch):
+            for first in starts:
                 fetched = _fetch(task, pack, _part(plan, first, batch), where)
                 yield block[first : first + batch], *_ready(task, *fetched, where)
         return
@@ -80,10 +95,10 @@ def batches(
 
 def _fetches(task, pack, blocks, batch: int, epoch: int, where, pool):
     """Yields each batch's rows and what fetches it; a block's draws are a job of their own."""
-    for block in blocks:
+    for block, starts in blocks:
         # Handed in before the fetches that wait for it, so one thread is enough.
         planned = pool.submit(task.plan, block, epoch)
-        for first in range(0, len(block), batch):
+        for first in starts:
             yield (
                 block[first : first + batch],
                 partial(_fetch_planned, task, pack, planned, first, batch, where),

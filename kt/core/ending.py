@@ -82,6 +82,7 @@ class _Ending:
         self.signal = ""
         self.heard: float | None = None  # when the first one came
         self.launched = False
+        self.unheeded = False
 
     def on_signal(self, number, frame) -> None:
         if is_echo():
@@ -131,12 +132,17 @@ if _is_program():  # at once, since imports take a second
 
 
 class Flag:
-    """While it is entered, the first signal of `SIGNALS` sets an event, a later one exits."""
+    """While it is entered, the first signal of `SIGNALS` sets an event, a later one exits.
+
+    One that came too late to be heeded is left to the next flag.
+    """
 
     def __enter__(self) -> threading.Event:
         """Takes the signals over and gives the event."""
         _ending.heard = None
         self.event = threading.Event()
+        if _ending.unheeded:
+            self.event.set()
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -152,6 +158,7 @@ class Flag:
 
     def __exit__(self, *exception) -> None:
         """Gives the signals back."""
+        _ending.unheeded = self.event.is_set() and exception[0] is None
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

@@ -101,9 +101,13 @@ class Optimiser:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Takes over a state of the same network and settings."""
-        for name in ("steps", "grown") if self.scale is None else ("steps", "grown", "scale"):
-            getattr(self, name).copy_(state[name])
+        """Takes over a state of the same network and settings.
+
+        It may be of a machine with another precision: a scale that it lacks begins anew.
+        """
+        for name in ("steps", "grown", "scale"):
+            if getattr(self, name) is not None and state[name] is not None:
+                getattr(self, name).copy_(state[name])
         for mine, found in ((self.first, state["first"]), (self.second, state["second"])):
             for tensor, other in zip(mine.values(), found, strict=True):
                 tensor.copy_(other)

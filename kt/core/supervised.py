@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kt.core import task as tasks
 from kt.core import training
+from kt.core.amounts import epochs_for
 from kt.core.backbone import Backbone
 from kt.core.judge import Data
 from kt.core.network import Network
@@ -40,7 +41,7 @@ def train(network: Network, task: Task, data: Data, rows: Tensor, options, **mor
     Returns:
         (T,) int64 predicted labels of test.
     """
-    epochs = max(1, round(options.images / len(rows)))
+    epochs = epochs_for(options.images, len(rows), options.training.batch)
     job = training.Job(
         network, task, data.train.pack, rows, rows[:0], options.training, epochs, **more
     )

@@ -141,11 +141,10 @@ class _Run:
         job, start = self.job, time.monotonic()
         job.network.train()
         order = job.task.order(job.train, epoch)[: self.steps_per_epoch * self.batch]
-        left = order[(self.step - epoch * self.steps_per_epoch) * self.batch :]
         own = self.batch // parallel.size()
-        mine = parallel.deal(left, self.batch)
+        mine, done = parallel.deal(order, self.batch), self.step - epoch * self.steps_per_epoch
         for index, views, labels in batches(
-            job.task, job.pack, mine, own, epoch, self.device, self.threads
+            job.task, job.pack, mine, own, epoch, self.device, self.threads, done
         ):
             loss = self._step(index, views, labels)
             self.step += 1
@@ -282,8 +281,14 @@ def global_batch(settings: Training, number: int) -> int:
 
     Raises:
         ConfigError: They cannot be dealt out evenly.
+        DataError: There is not an image for each process.
     """
     processes = parallel.size()
+    if number < processes:
+        raise DataError(
+            f"expected at least an image for each of {processes} processes to train on, found "
+            f"{number}; add images or use fewer processes"
+        )
     if settings.batch % processes:
         raise ConfigError(
             f"training.batch: {settings.batch} images cannot be dealt out to {processes} processes "
@@ -327,11 +332,16 @@ def hold_out(
     """Splits rows into training and held-out ones by a hash of their keys.
 
     Returns:
-        (n,) and (m,) int64 rows, m = min(most, fraction * N).
+        (n,) and (m,) int64 rows.
     """
-    number = min(most, int(fraction * len(pack)))
+    number = number_held_out(len(pack), fraction, most)
     order = draws.permutation(0, "hold out", 0, torch.from_numpy(pack.ids))
     return order[number:].sort().values, order[:number].sort().values
+
+
+def number_held_out(number: int, fraction: float = HELD_OUT, most: int = MOST_HELD_OUT) -> int:
+    """Gives how many of so many rows are held out."""
+    return min(most, int(fraction * number))
 
 
 def pack_batches(pack: Pack, index: Tensor, batch: int):

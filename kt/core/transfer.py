@@ -42,8 +42,10 @@ class Transfer:
     Attributes:
         outputs: O, the number of the head's outputs.
         usable: (N,) bool, images that can be learned from.
+        labels: (N, H) int64, those of H heads, where it is classification; else None.
     """
 
+    labels: Tensor | None = None
     outputs: int
     usable: Tensor
 

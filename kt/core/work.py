@@ -255,7 +255,13 @@ class Work:
         runs = [0] * len(values.get("labels_per_class", [])) + values.get("fractions", [])
         runs = runs or [1] * len(_layers(backbone))
         # Whole passes over the labels; how many so many of each class are is not known.
-        number = sum(amounts.whole_passes(values["images"], share * train) for share in runs)
+        images, batch = values["images"], values["training"]["batch"]
+        number = sum(
+            amounts.epochs_for(images, share * train, batch) * amounts.seen(share * train, batch)
+            if share
+            else images
+            for share in runs
+        )
         settings = (json.dumps(values[name]) for name in ("task", "training"))
         trained = self._trained(backbone, *settings, packs[0], options, number)
         return trained + self._seen(model, packs[1], options, len(runs) * test)

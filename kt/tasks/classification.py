@@ -29,7 +29,11 @@ class Options(Augmentation):
     """Options of the task in the config."""
 
     balance: Annotated[
-        bool, Field(description="draw labels uniformly, then an image (DeepCluster), not images")
+        bool,
+        Field(
+            description="draw labels uniformly, then an image (DeepCluster), not images; kinds of "
+            "transfer that learn from features have no labels"
+        ),
     ]
     hidden: Annotated[int, Field(ge=0, description="units of a hidden layer in the head; 0: none")]
 
