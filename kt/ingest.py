@@ -36,7 +36,6 @@ from kt.core.rows import Rows
 from kt.core.shards import Shards
 from kt.core.step import DataError, log
 
-MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
 JPEG_BYTES = 1.5  # a pixel, for the estimate of the space
 FLAT = 0.02  # deviation of the pool, of 1: photographs have 0.2 and more
 SAMPLE = 10_000  # images of an encoded pool whose mean and deviation are taken
@@ -151,7 +150,8 @@ def choose(listed: Listing, dataset: config.Dataset) -> np.ndarray:
 
     ranked = [of(number) for number in range(len(SPLITS))]
     pool, train = SPLITS.index(POOL), SPLITS.index(TRAIN)
-    number, whole = from_train(len(ranked[pool]), len(ranked[train]), dataset), ranked[train]
+    whole = ranked[train]
+    number = layouts.from_train(len(ranked[pool]), len(whole), dataset)
     first = _one_of_each(whole, whole[number:][: dataset.labelled], listed)
     if number or len(first):
         blocks = (part[~np.isin(part, first)] for part in spill.parts(whole))
@@ -178,30 +178,6 @@ def _one_of_each(train: np.ndarray, labelled: np.ndarray, listed: Listing) -> np
     for part in spill.parts(labelled):
         lacking[labels[part][labels[part] >= 0]] = False
     return np.sort(rows[rows >= 0]) if lacking.any() else np.empty(0, np.int64)
-
-
-def from_train(pool: int, train: int, dataset: config.Dataset) -> int:
-    """Says how many of train are learned from without labels.
-
-    As many as would be if there were no pool, where there is none; less those that are there,
-    where `labels` leaves over what has none, by chance a few. A folder of the pool stays as it is.
-    """
-    wanted = share(train, dataset)
-    return max(0, wanted - pool) if dataset.labels else 0 if pool else wanted
-
-
-def share(train: int, dataset: config.Dataset) -> int:
-    """Says how many of train are the pool where there is no other.
-
-    Half where nothing is said, or where too few would keep their labels.
-    """
-    number = dataset.unlabelled
-    if number is None:
-        labelled = dataset.labelled
-        number = train // 2 if labelled is None else max(0, train - labelled)
-    if number > MOST_OF_TRAIN * train:  # `unlabelled` is a limit, the labels are needed, too
-        number = train // 2
-    return number
 
 
 def _counts(splits: np.ndarray) -> dict[str, int]:

@@ -28,9 +28,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from kt import config, ingest
+from kt import config
 from kt.backbones.file import CONSENT
-from kt.core import step
+from kt.core import layouts, step
 from kt.core.footprint import LIMITS, Footprint
 from kt.core.layouts import POOL, TRAIN
 from kt.core.step import ConfigError
@@ -187,7 +187,7 @@ def _counted(job: Job) -> Job:
     counts = {**_pictures(dataset.path, dataset.labels)} if dataset.source in OWN else {}
     if not counts:
         return job
-    drawn = ingest.from_train(counts[POOL], counts[TRAIN], dataset)
+    drawn = layouts.from_train(counts[POOL], counts[TRAIN], dataset)
     counts |= {POOL: counts[POOL] + drawn, TRAIN: counts[TRAIN] - drawn}
     limits = {limit: getattr(dataset, limit) for limit in LIMITS.values()}
     there = {limit: counts[split] for split, limit in LIMITS.items()}

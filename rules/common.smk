@@ -50,13 +50,12 @@ def read_config():
                     f"{key}: expected a file, found none at {Path(path).absolute()}"
                 )
         if settings.images:
-            enough = max(FEWEST, *settings.numbers, 0)
-            labels = settings.datasets["images"].labels
-            number, labelled = counted(settings.images, enough, labels)
+            own, enough = settings.datasets["images"], max(FEWEST, *settings.numbers, 0)
+            number, labelled = counted(own, enough)
             if number < FEWEST:
                 raise DataError(
                     f"images: expected at least {FEWEST} pictures to learn from, found {number} in "
-                    f"{settings.images}{unread(settings.images, labels)}"
+                    f"{settings.images}{unread(settings.images, own.labels)}"
                 )
             largest = max(settings.numbers, default=0)
             clustered = settings.datasets[settings.use.cluster].path == settings.images
@@ -75,11 +74,12 @@ def read_config():
         os._exit(error.exit_code)  # Snakemake would turn it into a traceback and a 1
 
 
-def counted(*asked):
+def counted(dataset, enough):
     """Gives what `count_pictures` does; the main process tells its jobs, to spare them the look."""
     told = json.loads(os.environ.get("KT_COUNTED", "[[],[]]"))
-    if workflow.is_main_process or told[0] != [*asked]:
-        told = [asked, count_pictures(*asked)]
+    asked = [dataset.model_dump(mode="json"), enough]
+    if workflow.is_main_process or told[0] != asked:
+        told = [asked, count_pictures(dataset, enough)]
         os.environ.update(KT_COUNTED=json.dumps(told))
     return told[1]
 
@@ -96,17 +96,31 @@ def overlays():
         found = [*map(schema.read, given.configfiles), dict(given.config)]
     for overlay in found:
         for key in ("images", "labels"):
-            named = str(overlay.get(key) or "null")
+            value = overlay.get(key)
+            named = "null" if value is None else str(value)
             if key == "labels" and named.lower() == layouts.FOLDERS:
                 overlay[key] = layouts.FOLDERS
             elif named != "null":
-                overlay[key] = str(_absolute(named))
+                overlay[key] = _absolute(named)
+                if not isinstance(value, str) and not os.path.exists(overlay[key]):
+                    raise schema.ConfigError(
+                        f"{key}: expected a path, found {value!r}, for which Snakemake took what "
+                        "was given; should that be a name, write ./ before it"
+                    )
     return [schema.with_nulls(overlay) for overlay in found]
 
 
 def _absolute(path):
-    """Makes a path absolute against the folder the user stands in, --directory or not."""
-    return Path(STARTED_IN) / Path(path).expanduser()
+    """Makes a path absolute against the folder the user stands in, --directory or not.
+
+    However it is spelled it becomes the same, or all would be made again.
+    """
+    whole = os.path.join(STARTED_IN, os.path.expanduser(path))
+    plain = os.path.normpath(whole)
+    with contextlib.suppress(OSError):
+        if os.path.samefile(plain, whole):  # not so if .. follows a link
+            return plain
+    return whole
 
 
 def lift_stale_lock():
@@ -152,9 +166,9 @@ def tell_of_changes():
             when, known = packed.stat().st_mtime, json.loads(packed.read_text())["dataset"]["path"]
             if path and path == known and changed_since(path, when):
                 print(
-                    f"note: files came, went or were renamed in {path} after its pictures were "
-                    "packed; what stands is of the old ones. `--forcerun ingest` takes the new "
-                    "ones, and makes all again that follows from them",
+                    f"note: files came, went or were renamed in {path}, or it was replaced, after "
+                    "its pictures were packed; what stands is of the old ones. `--forcerun ingest` "
+                    "takes the new ones, and makes all again that follows from them",
                     file=sys.stderr,
                 )
 

@@ -180,7 +180,7 @@ def test_pictures_that_came_after_they_were_packed_are_told(place):
     report.write_text(json.dumps({"dataset": {"path": str(path)}}))
     assert "--forcerun ingest" not in output(workflow(folder, path, "-n"))
     os.utime(report, (0, 0))
-    assert f"renamed in {path} after" in output(workflow(folder, path, "-n"))
+    assert f"renamed in {path}, or it was replaced" in output(workflow(folder, path, "-n"))
 
 
 def test_the_lock_of_a_run_on_another_machine_stands_while_it_shows_life(place):

@@ -1,7 +1,9 @@
 """Near copies of test images are found, and different images are not taken for copies."""
 
 import io
+import math
 
+import crafted
 import numpy as np
 import pytest
 from drawing import encoded, pattern, tree, write_folder
@@ -103,9 +105,29 @@ def test_the_search_finds_what_comparing_each_with_each_finds(monkeypatch):
     assert list(copies.near(prints, test[:0])) == []
 
 
+def difference(image, *others):
+    """What the search finds for one picture, against the definition picture by picture."""
+    found = copies.Compared(len(others), others.__getitem__)
+    values = found.differences(image, np.arange(len(others))).tolist()
+    assert found.differences(image, np.arange(len(others))).tolist() == values
+    for value, other in zip(values, others, strict=True):
+        blocks = min(copies.FINE, image.shape[-1])
+        mine, its = (copies.block_means(one, blocks).astype(float) for one in (image, other))
+        distance, contrast = np.sqrt(((mine - its) ** 2).mean()), its.std(axis=(1, 2)).mean()
+        assert value == (0.0 if distance == 0 else distance / contrast if contrast else math.inf)
+    return values
+
+
+@pytest.mark.parametrize("size", [12, 16, 40])
+def test_pictures_are_compared_as_one_by_one(size, monkeypatch):
+    monkeypatch.setattr(copies, "ROWS", 3)
+    drawn = crafted.noise(8, size)
+    assert difference(drawn[0], *drawn)[0] == 0
+
+
 def test_a_flat_picture_is_like_its_equal_only():
     flat = np.full((3, 16, 16), 90, np.uint8)
-    assert copies.difference(flat, flat) == 0
-    assert copies.difference(flat + np.uint8(1), flat) == float("inf")
-    other = scene(1, 16).transpose(2, 0, 1)
-    assert copies.difference(other, scene(2, 16).transpose(2, 0, 1)) > 0.5
+    assert difference(flat, flat) == [0]
+    assert difference(flat + np.uint8(1), flat) == [math.inf]
+    one, two = (scene(number, 16).transpose(2, 0, 1) for number in (1, 2))
+    assert difference(one, two, flat)[0] > 0.5

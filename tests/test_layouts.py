@@ -145,12 +145,12 @@ def test_a_name_that_comes_twice_in_an_archive_is_one_picture(tmp_path):
 
 def test_folders_that_may_be_classes_are_told(tmp_path, caplog):
     write_folder(by_class({"cat": 5, "dog": 5}), tmp_path)
-    assert pictures.count_pictures(str(tmp_path)) == (10, False)
+    assert pictures.count_pictures(dataset("pictures", tmp_path)) == (10, False)
     assert "stand in 2 folders" in caplog.text and "labels=folders" in caplog.text
     caplog.clear()
-    assert pictures.count_pictures(str(tmp_path), labels=FOLDERS) == (4, True)
+    assert pictures.count_pictures(dataset("pictures", tmp_path, labels=FOLDERS)) == (4, True)
     write_folder({"loose.png": PNG}, tmp_path)
-    pictures.count_pictures(str(tmp_path))
+    pictures.count_pictures(dataset("pictures", tmp_path))
     assert not caplog.text
 
 
@@ -331,7 +331,7 @@ def test_a_few_pictures_without_a_label_are_not_all_that_is_learned_from(tmp_pat
     report = pack(root, tmp_path / "packed", labels=FOLDERS, unlabelled=100, labelled=50)
     found = {split: report["splits"][split]["images"] for split in (POOL, TRAIN, TEST)}
     assert found == {POOL: 32, TRAIN: 33, TEST: 16}  # 81 in all
-    assert pictures.count_pictures(str(root), labels=FOLDERS) == (32, True)
+    assert pictures.count_pictures(dataset("pictures", root, labels=FOLDERS)) == (32, True)
     assert pictures.has_labels(dataset("pictures", root, labels=FOLDERS))
     assert not pictures.has_labels(dataset("pictures", root))
     kept = pack(root, tmp_path / "more", labels=FOLDERS, unlabelled=20, labelled=50)

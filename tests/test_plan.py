@@ -211,7 +211,13 @@ def test_evaluations_look_at_the_images_as_often_as_they_do():
 
 @pytest.mark.parametrize(
     "rows, batch, seen, epochs",
-    [(3000, 50, 3000, 1), (99, 50, 50, 80), (70, 50, 50, 80), (30, 50, 30, 133), (149, 50, 100, 40)],
+    [
+        (3000, 50, 3000, 1),
+        (99, 50, 50, 80),
+        (70, 50, 50, 80),
+        (30, 50, 30, 133),
+        (149, 50, 100, 40),
+    ],
 )
 def test_an_epoch_sees_whole_batches_and_a_training_as_many_images_as_it_is_to(
     rows, batch, seen, epochs

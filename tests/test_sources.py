@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+import math
 import os
 import struct
 import tarfile
@@ -10,15 +11,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drawing import CLASSES, encoded, picture, tree, write_folder, write_tar, write_zip
+from drawing import (
+    CLASSES,
+    encoded,
+    picture,
+    tree,
+    write_folder,
+    write_shards,
+    write_tar,
+    write_zip,
+)
 
-from kt import config
+from kt import config, ingest
+from kt.core import listing
 from kt.core.layouts import POOL, TEST, TRAIN
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive, fashion_mnist, folder, pictures
 from kt.sources import torchvision as torchvision_source
 
 PNG = encoded(picture(0, 0))
+FEW = {"1.png": PNG}
 
 
 def dataset(source: str, path, **changes) -> config.Dataset:
@@ -26,6 +38,10 @@ def dataset(source: str, path, **changes) -> config.Dataset:
     values |= {"labelled": None, "test": None, "max_bad_fraction": 0.0, "max_pixels": 10_000}
     values |= {"near_copies": None, "storage": "pixels"}
     return config.Dataset(**(values | changes))
+
+
+def counted(path, enough=math.inf, **changes) -> tuple[int, bool]:
+    return pictures.count_pictures(dataset("pictures", path, **changes), enough)
 
 
 def listed(path, source=pictures) -> dict[str, tuple[str, str | None]]:
@@ -132,6 +148,20 @@ def test_folders_and_archives_that_changed_are_known(tmp_path):
     assert not pictures.changed_since(str(tmp_path / "all.zip"), late)
     os.utime(tmp_path / "all.zip", (late + 1, late + 1))
     assert pictures.changed_since(str(tmp_path / "all.zip"), late)
+
+
+@pytest.mark.parametrize("name", ["all", "all.zip"])
+def test_an_older_folder_or_archive_that_took_the_place_is_known(tmp_path, name):
+    (tmp_path / "old").mkdir()
+    for place in (tmp_path / "old" / name, tmp_path / name):
+        write_folder({"1.png": PNG}, place) if name == "all" else write_zip(FEW, place)
+        os.utime(place, (1e9, 1e9))
+    packed = time.time() + 0.05
+    time.sleep(0.1)
+    assert not pictures.changed_since(str(tmp_path / name), packed)
+    (tmp_path / name).rename(tmp_path / "away")
+    (tmp_path / "old" / name).rename(tmp_path / name)
+    assert pictures.changed_since(str(tmp_path / name), packed)
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])
@@ -288,17 +318,115 @@ def test_a_zip_cut_off_and_a_file_that_is_no_archive_are_errors(tmp_path):
 
 def test_counting_gives_the_pool_and_whether_there_are_labels(tmp_path):
     full, pool, none = tree(5, 2, 3), tree(4, 0, 0), tree(0, 4, 2)
-    assert pictures.count_pictures(str(write_folder(full, tmp_path / "a"))) == (15, True)
-    assert pictures.count_pictures(str(write_zip(full, tmp_path / "a.zip"))) == (15, True)
-    assert pictures.count_pictures(str(write_tar(pool, tmp_path / "a.tar"))) == (12, False)
-    assert pictures.count_pictures(str(write_folder(none, tmp_path / "b"))) == (6, True)
+    assert counted(write_folder(full, tmp_path / "a")) == (15, True)
+    assert counted(write_zip(full, tmp_path / "a.zip")) == (15, True)
+    assert counted(write_tar(pool, tmp_path / "a.tar")) == (12, False)
+    assert counted(write_folder(none, tmp_path / "b")) == (6, True)
+
+
+@pytest.mark.parametrize(
+    "limits, number",
+    [
+        ({}, 6), ({"unlabelled": 8}, 8), ({"unlabelled": 12}, 6), ({"labelled": 10}, 2),
+        ({"labelled": 50}, 0), ({"unlabelled": 3, "labels": "folders"}, 3),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_what_is_taken_of_train_counts_as_ingest_takes_it(tmp_path, kind, limits, number):
+    files = tree(0, 4, 2)  # twelve and six
+    if "labels" in limits:
+        files = {name.replace("test/", "train/more-"): files[name] for name in files}
+    place = (write_folder if kind == "folder" else write_shards)(files, tmp_path / "all")
+    if kind == "tars" and "labels" in limits:
+        with pytest.raises(ConfigError, match="labels: tar shards"):
+            counted(place, **limits)
+        return
+    given = dataset("pictures", place, **limits)
+    assert counted(place, **limits) == (number, True)
+    if number:
+        listed_ = listing.create(pictures.entries(given), tmp_path, 0)
+        assert (ingest.choose(listed_, given) == 0).sum() == number
+
+
+LINK = "mend or remove what is there"
+
+
+@pytest.mark.parametrize("labels", [None, "folders"])
+def test_labelled_folders_of_which_nothing_can_be_read_are_not_passed_over(
+    tmp_path, labels, caplog
+):
+    write_folder(tree(4, 3, 3), tmp_path / "there")
+    root, there = write_folder(tree(4, 0, 0), tmp_path / "all"), tmp_path / "there"
+    if labels is None:
+        for split in (TRAIN, TEST):
+            (root / split).symlink_to(there / split)
+        with pytest.raises(DataError, match=f"pictures in test/ and train/, found none .*{LINK}"):
+            listed(root)
+        (root / TRAIN).unlink()
+        with pytest.raises(DataError, match="pictures in train/, found none that can"):
+            (root / TEST).unlink()
+            write_folder(tree(0, 0, 3), root)
+            for name in CLASSES:
+                (root / TRAIN / name).mkdir(parents=True)
+                (root / TRAIN / name / "1.png").symlink_to(there / TRAIN / name / "000.png")
+            listed(root)
+        assert not caplog.text
+    for name in CLASSES:  # a class that is a link, beside those that are there
+        split = "" if labels else f"{TRAIN}/"
+        write_folder({f"{split}{name}/{i}.png": PNG for i in range(4)}, tmp_path / "more")
+    if labels is None:
+        write_folder(tree(0, 0, 3), tmp_path / "more")
+        (tmp_path / "more" / TEST / "owl").symlink_to(there / TEST / CLASSES[0])
+    (tmp_path / "more" / split / "owl").symlink_to(there / TRAIN / CLASSES[0])
+    list(pictures.entries(dataset("pictures", tmp_path / "more", labels=labels)))
+    assert "no picture can be read in" in caplog.text and "owl/" in caplog.text
+
+
+def test_second_links_in_a_tar_are_told_and_labels_are_not_lost_with_them(tmp_path):
+    root = write_folder(tree(4, 3, 3), tmp_path / "all")
+    pool = sorted((root / POOL).rglob("*.png"))
+    for path, first in zip(sorted((root / TRAIN).rglob("*.png")), pool, strict=False):
+        path.unlink()
+        os.link(first, path)
+    with tarfile.open(tmp_path / "all.tar", "w") as file:
+        for name in (POOL, TRAIN, TEST):
+            file.add(root / name, name)
+    with pytest.raises(DataError, match="9: a second link to a file, .*in train/, found none"):
+        listed(tmp_path / "all.tar")
+
+
+def test_zips_of_other_systems_keep_folders_and_letters(tmp_path):
+    files = tree(4, 3, 3)
+    wanted = listed(write_zip(files, tmp_path / "a.zip"))
+    windows = {name.replace("/", "\\"): files[name] for name in files}
+    assert listed(write_zip(windows, tmp_path / "b.zip")) == wanted
+    letters = {name.replace("apple", "\u00e4pfel"): files[name] for name in files}
+    write_zip(letters, tmp_path / "c.zip")
+    content = bytearray((tmp_path / "c.zip").read_bytes())
+    assert content.count("\u00e4pfel".encode()) == 20  # locally and in the index
+    for mark, place in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):  # as if it were another code
+        at = content.find(mark)
+        while at >= 0:
+            content[at + place] &= ~8
+            at = content.find(mark, at + 1)
+    (tmp_path / "c.zip").write_bytes(content)
+    assert "\u00e4pfel" in {name for _, name in listed(tmp_path / "c.zip").values()}
+
+
+def test_folders_that_systems_make_are_passed_over_and_letters_may_be_written_in_two_ways(tmp_path):
+    files = tree(4, 3, 3) | {f"{TRAIN}/apple/@eaDir/1.png": PNG, "$RECYCLE.BIN/x/2.png": PNG}
+    one, two = "cafe\u0301", "caf\u00e9"
+    files |= {f"{TRAIN}/{one}/1.png": PNG, f"{TEST}/{two}/1.png": PNG}
+    found = listed(write_folder(files, tmp_path))
+    assert len(found) == len(files) - 2
+    assert {name for split, name in found.values() if split != POOL} == {*CLASSES, two}
 
 
 def test_labels_are_told_by_names_and_published_sets_have_them(tmp_path):
     full, pool = (write_folder(tree(5, n, n), tmp_path / str(n)) for n in (2, 0))
 
     def told(source: str, path) -> bool:
-        return pictures.has_labels(SimpleNamespace(source=source, path=path, labels=None))
+        return pictures.has_labels(dataset(source, path))
 
     assert told("pictures", str(full)) and not told("folder", str(pool))
     assert told("fashion_mnist", None) and told("folder", str(tmp_path / "none"))
@@ -314,10 +442,10 @@ def test_a_source_of_yours_may_say_whether_it_has_labels(monkeypatch, labelled):
 
 def test_a_missing_path_is_an_error_of_the_configuration(tmp_path):
     with pytest.raises(ConfigError, match="no such place"):
-        pictures.count_pictures(str(tmp_path / "no such place"))
+        counted(tmp_path / "no such place")
     (tmp_path / "a.png").write_bytes(PNG)
     with pytest.raises(DataError, match="expected a folder, a zip or a tar"):
-        pictures.count_pictures(str(tmp_path / "a.png"))
+        counted(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("source", [folder, archive, pictures])

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from drawing import encoded, picture, tree, write_folder, write_shards, write_tar
-from test_sources import PNG, dataset, refused
+from test_sources import PNG, counted, dataset, refused
 
 from kt import ingest
 from kt.core import table
@@ -49,7 +49,7 @@ def test_every_layout_gives_the_splits_classes_and_bytes_of_the_folder(tmp_path,
     place = layout(tmp_path / "tars")
     assert found(place) == found(place, tars) == wanted and wanted.total() == len(FILES)
     pool = sum(name.startswith(POOL) for name in FILES)
-    assert pictures.count_pictures(str(place)) == (pool, True)
+    assert counted(place) == (pool, True)
 
 
 def test_without_any_word_all_is_pool_and_samples_of_two_shards_are_two(tmp_path):
@@ -63,7 +63,7 @@ def test_without_any_word_all_is_pool_and_samples_of_two_shards_are_two(tmp_path
 
 def test_train_without_a_pool_counts_half_and_labels_are_known_by_names(tmp_path):
     write_shards(tree(0, 8, 3), tmp_path)
-    assert pictures.count_pictures(str(tmp_path)) == (12, True)
+    assert counted(tmp_path) == (12, True)
 
 
 def test_a_tar_of_the_folder_of_its_split_has_the_classes_below(tmp_path):
@@ -78,7 +78,7 @@ def test_labels_are_known_where_one_tar_has_splits_inside(tmp_path):
     for name, wanted in (("photos", POOL), ("train", "train"), ("test", "test")):
         files = {n: FILES[n] for n in FILES if n.startswith(wanted + "/")}
         write_tar(files, tmp_path / f"{name}.tar")
-    number, labelled = pictures.count_pictures(str(tmp_path))
+    number, labelled = counted(tmp_path)
     assert labelled and number == sum(name.startswith(POOL) for name in FILES)
 
 
@@ -97,7 +97,7 @@ def test_counting_ends_where_there_are_enough(tmp_path, monkeypatch):
     place, read = write_shards(FILES, tmp_path), []
     listed = tars._listed
     monkeypatch.setattr(tars, "_listed", lambda shard: read.append(shard) or listed(shard))
-    assert pictures.count_pictures(str(place), 10) == (14, True)  # two shards of seven
+    assert counted(place, 10) == (14, True)  # two shards of seven
     assert len(read) == 2
 
 

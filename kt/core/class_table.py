@@ -65,7 +65,7 @@ class ClassTable:
         self.several = np.zeros(len(self.names), bool)  # files that are as close
         self.other = np.zeros(len(self.names), bool)  # a file that another row is closer to
 
-    def see(self, parts, usable) -> None:
+    def see(self, parts, usable, ignored=False) -> None:
         """Takes note of a file."""
         fitting = self._fitting(parts)
         off, row = next(fitting, (NEVER, -1))

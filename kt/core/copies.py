@@ -19,7 +19,7 @@ PRINT = 8  # blocks along an edge
 FINE = 16
 NEAR = 8.0  # grey levels between prints (root of the mean square) to look closer
 BLOCK = 1 << 22  # numbers of a matrix product at a time
-ROWS = 1 << 14  # whose prints are held
+ROWS = 1 << 14  # whose prints are held, or blocks at a time
 
 
 def block_means(pixels: np.ndarray, blocks: int) -> np.ndarray:
@@ -61,15 +61,36 @@ def near(prints: np.ndarray, test: np.ndarray) -> Iterator[tuple[int, np.ndarray
             yield first + int(row), np.flatnonzero(close[row])
 
 
-def difference(image: np.ndarray, other: np.ndarray) -> float:
-    """Gives how far `image` is from `other`, both (3, S, S) uint8: a share of `other`'s contrast.
+class Compared:
+    """Test images in colour on few blocks, each looked at when it is first needed."""
 
-    0 is the same, about 1.4 two unrelated pictures; a flat picture is like its equal only.
-    """
-    blocks = min(FINE, image.shape[-1])
-    mine, its = (block_means(pixels, blocks).astype(np.float64) for pixels in (image, other))
-    distance, contrast = np.sqrt(((mine - its) ** 2).mean()), its.std(axis=(1, 2)).mean()
-    return 0.0 if distance == 0 else float(distance / contrast) if contrast else float("inf")
+    def __init__(self, number: int, pixels: Callable[[int], np.ndarray]):
+        """Takes their number T and what gives the packed pixels (3, S, S) uint8 of one."""
+        self.pixels, self.number = pixels, number
+        self.contrast = np.full(number, np.nan)
+        self.blocks = np.zeros((0, 0), np.uint8)
+
+    def differences(self, image: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Gives how far `image` (3, S, S) uint8 is from each of `others` (n,), (n,) float64.
+
+        As a share of the other's contrast: 0 is the same, about 1.4 two unrelated pictures; a flat
+        picture is like its equal only.
+        """
+        mine = _fine(image).ravel()
+        if not self.blocks.size:
+            self.blocks = np.zeros((self.number, len(mine)), np.uint8)
+        for one in others[np.isnan(self.contrast[others])]:
+            fine = _fine(self.pixels(one))
+            self.blocks[one], self.contrast[one] = fine.ravel(), fine.std(axis=(1, 2)).mean()
+        parts = (others[first : first + ROWS] for first in range(0, len(others), ROWS))
+        gaps = (self.blocks[part].astype(np.int32) - mine for part in parts)
+        distances = np.sqrt(np.concatenate([(gap**2).mean(1) for gap in gaps]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(distances == 0, 0.0, distances / self.contrast[others])
+
+
+def _fine(pixels: np.ndarray) -> np.ndarray:
+    return block_means(pixels, min(FINE, pixels.shape[-1]))
 
 
 def find(
@@ -88,12 +109,11 @@ def find(
         pixels: Gives the packed pixels of one row.
         limit: Most difference.
     """
-    of_test = prints(test)
+    of_test, compared = prints(test), Compared(len(test), lambda at: pixels(test[at]))
     for first in range(0, len(rows), ROWS):
         part = rows[first : first + ROWS]
         for row, candidates in near(prints(part), of_test):
-            mine = pixels(part[row])
-            found = [(difference(mine, pixels(test[at])), int(test[at])) for at in candidates]
-            least, other = min(found)
-            if least <= limit:
-                yield int(part[row]), other, least
+            found = compared.differences(pixels(part[row]), candidates)
+            least = int(found.argmin())
+            if found[least] <= limit:
+                yield int(part[row]), int(test[candidates[least]]), float(found[least])

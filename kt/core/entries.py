@@ -26,6 +26,8 @@ FEWEST = 10  # images to learn from without labels
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
+# Folders that systems make by themselves, with copies and what was thrown away.
+ASIDE = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN"))
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -126,7 +128,7 @@ def _plan(
         ignored, reason = _judge(file, parts, max_pixels)
         if not (ignored or reason):
             hashes.append(hash(clean("/".join(parts))))
-        layout.see(parts, not (ignored or reason))
+        layout.see(parts, not (ignored or reason), ignored)
         refused[kind_of(reason)] += bool(reason)
     layout.settle(where, refusals(refused))
     return layout, frozenset(_repeated(hashes))
@@ -166,7 +168,7 @@ def _parts(name: str) -> tuple[str, ...]:
 
 def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, str]:
     """Gives whether a file is to be ignored, and else why it must not be read, or nothing."""
-    if not parts or any(part == "__MACOSX" or part[0] == "." and part != ".." for part in parts):
+    if not parts or any(part in ASIDE or part[0] == "." and part != ".." for part in parts):
         return True, ""
     if ".." in parts or file.name.startswith("/") or DRIVE.match(file.name):
         return False, "its name leads out of the archive"

@@ -10,11 +10,13 @@ import array
 import functools
 import hashlib
 import re
+import unicodedata
 from typing import Protocol
 
 import numpy as np
 
 from kt.core.ending import DataError, log
+from kt.core.schema import Dataset
 
 SPLITS = POOL, TRAIN, TEST = ("train-unlabelled", "train", "test")
 # Other usual names of the splits, with small letters and hyphens; the first that is there counts.
@@ -27,13 +29,44 @@ SPLIT_WORDS = {*USUAL[TRAIN], *USUAL[TEST]}
 FOLDERS = "folders"  # as `labels`
 TEST_SHARE = 0.2  # of each class, where nothing says which pictures are for testing
 MOST_FOLDERS = 1000  # that may be meant as classes
+MOST_OF_TRAIN = 0.9  # that the pool may take where there is no train-unlabelled
+
+
+def from_train(pool: int, train: int, dataset: Dataset) -> int:
+    """Says how many of train are learned from without labels.
+
+    As many as would be if there were no pool, where there is none; less those that are there,
+    where `labels` leaves over what has none, by chance a few. A folder of the pool stays as it is.
+    """
+    wanted = share(train, dataset)
+    return max(0, wanted - pool) if dataset.labels else 0 if pool else wanted
+
+
+def share(train: int, dataset: Dataset) -> int:
+    """Says how many of train are the pool where there is no other.
+
+    Half where nothing is said, or where too few would keep their labels.
+    """
+    number = dataset.unlabelled
+    if number is None:
+        labelled = dataset.labelled
+        number = train // 2 if labelled is None else max(0, train - labelled)
+    if number > MOST_OF_TRAIN * train:  # `unlabelled` is a limit, the labels are needed, too
+        number = train // 2
+    return number
 
 
 class Layout(Protocol):
     """Reads the meaning of names; sees all of them first."""
 
-    def see(self, parts: tuple[str, ...], usable: bool) -> None:
-        """Takes note of a file, by the parts of its name; `usable`: it is a picture to read."""
+    def see(self, parts: tuple[str, ...], usable: bool, ignored: bool = False) -> None:
+        """Takes note of a file.
+
+        Args:
+            parts: Of its name.
+            usable: It is a picture to read.
+            ignored: It is no picture at all; else, if not usable, one that must not be read.
+        """
 
     def settle(self, where: str, refused: str) -> None:
         """Decides, when all were seen.
@@ -74,6 +107,11 @@ def clean(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
+def class_name(folder: str) -> str:
+    """Gives the class that a folder's name means; ways to write the same letters are one."""
+    return unicodedata.normalize("NFC", clean(folder))
+
+
 def rank_of(name: str) -> int:
     """Gives a name's place in the draw of test images, 64 bits; of the name alone."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
@@ -98,13 +136,16 @@ class SplitFolders:
     def __init__(self) -> None:
         """Has seen nothing."""
         self.folders: set[tuple[str, ...]] = set()
+        self.lost: set[tuple[str, ...]] = set()  # folders with what must not be read
         self.depth = 0  # of the folders of the splits
         self.splits: dict[str, str] = {}  # by the folder's name; none: all is pool
 
-    def see(self, parts, usable) -> None:
+    def see(self, parts, usable, ignored=False) -> None:
         """Takes note of a file."""
         if usable:
             self.folders.add(parts[:-1])
+        elif not ignored:  # what has no ending may be a link to a folder
+            self.lost.add(parts[:-1] if "." in parts[-1] else parts)
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""
@@ -112,6 +153,7 @@ class SplitFolders:
         self.depth = _common_depth(pictures)
         tops = {parts[self.depth] for parts in pictures if len(parts) > self.depth + 1}
         self.splits = _splits(tops)
+        self._check_lost(where + refused)
         if self.splits:
             inner = (parts[self.depth :] for parts in pictures)
             found = [(self.splits.get(top, ""), *rest) for top, *rest in inner]
@@ -129,6 +171,27 @@ class SplitFolders:
                 "classes, add labels=folders, else they are learned from without labels"
             )
 
+    def _check_lost(self, where: str) -> None:
+        """Refuses splits of which nothing can be read; warns of such classes."""
+        every = [(*folder, "picture") for folder in sorted(self.folders | self.lost)]
+        depth = _common_depth(every)
+        meant = _splits({parts[depth] for parts in every if len(parts) > depth + 1})
+        if lost := sorted({TRAIN, TEST} & {*meant.values()} - {*self.splits.values()}):
+            raise DataError(
+                f"{where}: expected labelled pictures in {'/ and '.join(lost)}/, found none that "
+                "can be read; mend or remove what is there"
+            )
+        kept, lost = (
+            {
+                (folder[self.depth], folder[self.depth + 1])
+                for folder in folders
+                if len(folder) > self.depth + 1
+                and self.splits.get(folder[self.depth], POOL) != POOL
+            }
+            for folders in (self.folders, self.lost)
+        )
+        _warn_of_lost({clean("/".join(folder)) for folder in lost - kept}, where)
+
     def place(self, parts) -> tuple[str, str | None, str]:
         """Gives split, class and fault of a file."""
         if not self.splits:
@@ -139,9 +202,15 @@ class SplitFolders:
             named = ", ".join(f"{name}/" for name in self.splits)
             return POOL, None, f"stands outside {named}"
         if len(inner) > 1:
-            return split, clean(inner[0]), ""
+            return split, class_name(inner[0]), ""
         fault = "" if split == POOL else f"stands in {top}/ without the folder of a class"
         return split, None, fault
+
+
+def _warn_of_lost(folders: set[str], where: str) -> None:
+    if folders:
+        shown = ", ".join(f"{name}/" for name in sorted(folders)[:5])
+        tell(f"{where}: no picture can be read in {len(folders)} folders of classes: {shown}")
 
 
 def _splits(folders: set[str]) -> dict[str, str]:
@@ -178,7 +247,7 @@ def _common_depth(pictures: list[tuple[str, ...]]) -> int:
 def _check_folders(pictures: list[tuple[str, ...]], where: str) -> None:
     """Refuses labelled splits that do not go together."""
     found = {
-        split: {clean(parts[1]) for parts in pictures if parts[0] == split and len(parts) > 2}
+        split: {class_name(parts[1]) for parts in pictures if parts[0] == split and len(parts) > 2}
         for split in (TRAIN, TEST)
     }
     tops = {parts[0] for parts in pictures}
@@ -223,15 +292,18 @@ class ClassFolders:
     def __init__(self) -> None:
         """Has seen nothing."""
         self.ranks: dict[tuple[str, ...], array.array] = {}
+        self.lost: set[tuple[str, ...]] = set()  # folders with what must not be read
         self.above: tuple[str, ...] = ()  # the folders above those of the classes
         self.deep: set[str] = set()  # those beside them that hold folders
         self.last: dict[str, int] = {}  # rank of the last test image, by class
 
-    def see(self, parts, usable) -> None:
+    def see(self, parts, usable, ignored=False) -> None:
         """Takes note of a file."""
         if usable:
             ranks = self.ranks.setdefault(parts[:-1], array.array("Q"))
             ranks.append(rank_of(clean("/".join(parts))))
+        elif not ignored:  # what has no ending may be a link to a folder
+            self.lost.add(parts[:-1] if "." in parts[-1] else parts)
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""
@@ -240,6 +312,8 @@ class ClassFolders:
         for folder, ranks in self.ranks.items():
             if (name := self._class_of((*folder, ""))) is not None:
                 classes.setdefault(name, []).append(ranks)
+        lost = {self._class_of((*folder, "")) for folder in self.lost} - {None, *classes}
+        _warn_of_lost(lost, where + refused)
         self.ranks = {}
         for name, found in classes.items():  # a name that comes twice in an archive is one picture
             ordered = np.unique(np.concatenate([np.frombuffer(one, np.uint64) for one in found]))
@@ -257,7 +331,7 @@ class ClassFolders:
             return (TEST if drawn else TRAIN), name, ""
         for place, part in enumerate(parts[:-2]):
             if plain(part) in USUAL[POOL]:
-                return POOL, clean(parts[place + 1]), ""
+                return POOL, class_name(parts[place + 1]), ""
         return POOL, None, ""
 
     def _above(self, where: str) -> tuple[str, ...]:
@@ -287,7 +361,7 @@ class ClassFolders:
         inner = parts[len(self.above) :]
         if parts[: len(self.above)] != self.above or len(inner) < 2 or self._aside(inner[0]):
             return None
-        return clean(inner[0])
+        return class_name(inner[0])
 
 
 def for_test(number: int) -> int:

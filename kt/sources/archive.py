@@ -27,6 +27,7 @@ BROKEN = (
     OSError, ValueError, LookupError, ArithmeticError, RuntimeError,
 )  # fmt: skip
 
+UTF8 = 0x800  # flag of a zip's member
 LABELS = True  # it heeds those of a data set's settings
 
 
@@ -91,15 +92,28 @@ def _root(dataset: Dataset) -> Path:
 
 def _zip(path: Path) -> Iterator[tree.File]:
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
+        names = [_name(member) for member in archive.infolist()]
+        if not any("/" in name for name in names):  # some tools of Windows write its own sign
+            names = [name.replace("\\", "/") for name in names]
+        for member, name in zip(archive.infolist(), names, strict=True):
             kind = stat.S_IFMT(member.external_attr >> 16)
             refused = "" if kind in (0, stat.S_IFREG) else "a link or device"
             if member.flag_bits & 1:
                 refused = "encrypted"
-            if not member.is_dir():
+            if not name.endswith("/"):
                 read = functools.partial(_content, functools.partial(archive.open, member))
                 stamp = f"{member.file_size} {member.CRC}"
-                yield tree.File(member.filename, member.file_size, read, refused, stamp)
+                yield tree.File(name, member.file_size, read, refused, stamp)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """Gives a member's name; some tools write UTF-8 and do not say so."""
+    if member.flag_bits & UTF8:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _tar(path: Path) -> Iterator[tree.File]:
@@ -107,6 +121,8 @@ def _tar(path: Path) -> Iterator[tree.File]:
     with tarfile.open(path, "r:*") as archive:
         for member in members(archive):
             refused = "" if member.isreg() else "a link or device"
+            if member.islnk():
+                refused = "a second link to a file, which `tar --hard-dereference` would store"
             if not member.isdir():
                 read = functools.partial(_content, functools.partial(archive.extractfile, member))
                 stamp = f"{member.size} {member.mtime} {changed}"

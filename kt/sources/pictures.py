@@ -15,6 +15,7 @@ from typing import Any
 
 from kt.config import Dataset, plugin
 from kt.core import entries as tree
+from kt.core import layouts
 from kt.core.layouts import POOL, TRAIN
 from kt.core.parts import Part
 from kt.core.step import ConfigError, DataError
@@ -46,24 +47,22 @@ def indexed(dataset: Dataset, kept: Path, part: Part, threads: int):
     return source.indexed(dataset, kept, part, threads) if source is tars else source
 
 
-def count_pictures(
-    path: str, enough: float = math.inf, labels: str | None = None
-) -> tuple[int, bool]:
+def count_pictures(dataset: Dataset, enough: float = math.inf) -> tuple[int, bool]:
     """Counts the pictures for training without labels, by their names alone.
 
     Args:
-        path: Of a folder or an archive.
-        labels: As in `Dataset`.
+        dataset: Its `path` is a folder or an archive.
         enough: Tar shards, whose headers are slow to read, are counted up to this number.
 
     Returns:
-        Their number (half of train where there is no pool, or with `labels` a smaller one), and
-        whether there are labelled pictures for train and test.
+        Their number, with those of train that will be taken, and whether there are labelled
+        pictures for train and test.
 
     Raises:
         ConfigError: There is nothing at `path`.
         DataError: It is no folder, zip or tar, a split or class is missing, or `labels` do not fit.
     """
+    path, labels = str(dataset.path), dataset.labels
     where = Path(path)
     if not where.exists():
         raise ConfigError(f"images: expected a folder, a zip or a tar, found nothing at {path!r}")
@@ -75,27 +74,29 @@ def count_pictures(
         )
     if where.is_dir() and tars.are_at(where):
         tars.check_labels(labels)
-        return tars.count(where, enough)
+        return tars.count(where, enough, dataset)
     counts = by_split(path, labels)
-    pool, half = counts[POOL], counts[TRAIN] // 2
-    return (max(pool, half) if labels else pool or half), counts[TRAIN] > 0
+    pool, train = counts[POOL], counts[TRAIN]
+    return pool + layouts.from_train(pool, train, dataset), train > 0
 
 
 def by_split(path: str, labels: str | None = None) -> Counter[str]:
     """Counts the pictures of a folder or an archive that is no tar shard, by split and by names."""
+    return Counter(entry.split for entry in _listed(path, labels) if entry.usable)
+
+
+def _listed(path: str, labels: str | None) -> Iterator[tree.Entry]:
     where = Path(path)
     files = (folder if where.is_dir() else archive).files
-    listed = tree.entries(lambda: files(where), MAX_PIXELS, path, labels=labels)
-    return Counter(entry.split for entry in listed if entry.usable)
+    return tree.entries(lambda: files(where), MAX_PIXELS, path, labels=labels)
 
 
 def unread(path: str, labels: str | None = None) -> str:
     """Says which files of a folder or an archive count as no pictures, and why, for errors."""
-    where = Path(path)
+    where, reasons = Path(path), Counter()
     if where.is_dir() and tars.are_at(where):
         return ""
-    files, reasons = (folder if where.is_dir() else archive).files, Counter()
-    for entry in tree.entries(lambda: files(where), MAX_PIXELS, path, labels=labels):
+    for entry in _listed(path, labels):
         why = tree.kind_of(entry.refused)
         if entry.ignored:
             ending = Path(entry.key).suffix.lower() or "without an ending"
@@ -106,16 +107,19 @@ def unread(path: str, labels: str | None = None) -> str:
 
 
 def changed_since(path: str, when: float) -> bool:
-    """Says whether files were added, removed or renamed below a path, or an archive was written.
+    """Says whether files came or went below a path, or it was replaced.
 
     By the times of folders and archives alone; of a large tree what can be seen in two seconds.
+    A picture that was written over is not seen.
 
     Args:
         path: Of a folder or an archive.
         when: Seconds, as of `os.stat`.
     """
     if not os.path.isdir(path):
-        return os.path.exists(path) and os.stat(path).st_mtime > when
+        return os.path.exists(path) and _changed(os.stat(path)) > when
+    if _changed(os.stat(path)) > when:
+        return True
     until, waiting, ours = time.monotonic() + PATIENCE, [path], os.path.abspath("results")
     while waiting:
         place = waiting.pop()
@@ -125,11 +129,16 @@ def changed_since(path: str, when: float) -> bool:
             if entry.is_dir(follow_symlinks=False):
                 if entry.name[0] != "." and os.path.abspath(entry.path) != ours:
                     waiting.append(entry.path)
-            elif entry.name.endswith(".tar") and entry.stat().st_mtime > when:
+            elif entry.name.endswith(".tar") and _changed(entry.stat()) > when:
                 return True
             if time.monotonic() > until:
                 return False
     return False
+
+
+def _changed(status: os.stat_result) -> float:
+    """Gives when a file or folder was written, or moved to its place, which may be later."""
+    return max(status.st_mtime, status.st_ctime)
 
 
 def has_labels(dataset: Dataset) -> bool:
@@ -143,7 +152,7 @@ def has_labels(dataset: Dataset) -> bool:
         return says is None or says(dataset)
     if not dataset.path or not Path(dataset.path).exists():
         return True
-    return count_pictures(dataset.path, tree.FEWEST, dataset.labels)[1]
+    return count_pictures(dataset, tree.FEWEST)[1]
 
 
 def _source(dataset: Dataset):

@@ -24,15 +24,13 @@ from typing import Any, NamedTuple
 from kt.config import Dataset
 from kt.core import entries as tree
 from kt.core import layouts, step
-from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
+from kt.core.layouts import POOL, SPLITS, TRAIN
 from kt.core.parts import WHOLE, Part
 from kt.core.step import ConfigError, DataError
 from kt.sources import archive
 
-WORDS = {
-    "train": TRAIN, "training": TRAIN, "test": TEST, "val": TEST, "valid": TEST,
-    "validation": TEST, "unlabelled": POOL, "unlabeled": POOL,
-}  # fmt: skip
+# Of the usual names those that are one word.
+WORDS = {word: split for split, words in layouts.USUAL.items() for word in words if word.isalpha()}
 LABEL = ".cls"
 MOST_LABEL = 100  # bytes of the name of a class
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -149,26 +147,29 @@ def are_at(root: Path) -> bool:
     return found
 
 
-def count(root: Path, enough: int) -> tuple[int, bool]:
+def count(root: Path, enough: float, dataset: Dataset) -> tuple[int, bool]:
     """Counts the pictures to learn from without labels, up to `enough`: headers are slow to read.
 
     Returns:
-        Their number (half of train where there is no other), and whether there are labelled ones.
+        Their number, with those of train that will be taken, and whether there are labelled ones.
     """
+
+    def number() -> int:
+        return counts[POOL] + layouts.from_train(counts[POOL], counts[TRAIN], dataset)
+
     found = shards(root)
     counts = dict.fromkeys(SPLITS, 0)
     told = {shard.split or POOL for shard in found}
-    learned = POOL if POOL in told else TRAIN
-    wanted: set[str | None] = {None, learned}
+    wanted: set[str | None] = {None, POOL if POOL in told else TRAIN}
     if any(shard.split is None and _has_splits(shard) for shard in found):
-        wanted, learned, enough = {None, *SPLITS}, POOL, math.inf  # only all names together tell
+        wanted, enough = {None, *SPLITS}, math.inf  # only all names together tell
     for shard in found:
-        if counts[learned] // (1 if learned == POOL else 2) >= enough:
+        if number() >= enough:
             break
         for name, _, _, refused in _listed(shard) if shard.split in wanted else ():
             if not refused and os.path.splitext(name)[1].lower() in tree.SUFFIXES:
                 counts[name.partition("/")[0]] += 1
-    return counts[POOL] or counts[TRAIN] // 2, TRAIN in told or counts[TRAIN] > 0
+    return number(), TRAIN in told or counts[TRAIN] > 0
 
 
 def unread(root: Path) -> str:
@@ -222,7 +223,7 @@ def shards(root: Path) -> list[Shard]:
             found.append(Shard(path, name, split))
     if not found:
         raise DataError(f"{root}: expected tar shards (*.tar), found none")
-    if "test" in words and words & {"val", "valid", "validation"}:
+    if words & {"test", "testing"} and words & {"val", "valid", "validation"}:
         raise DataError(
             f"{root}: found tars for test and for validation, either would be the test images; "
             "take those of one elsewhere"
