@@ -108,7 +108,7 @@ def run(
         peer = importlib.import_module(f"experiments.{about['peer']}")
         records += peer.records(ROOT, folder, settings, arguments.cores)
     return {
-        "records": lean(records, {claim.get("layer") for claim in about.get("claims", [])}),
+        "records": lean(records, named_layers(about)),
         "cpu_seconds": round(cpu_seconds(folder)),
         "wall_seconds": round(time.monotonic() - begun),  # of this call: the last of several
         "cores": arguments.cores,
@@ -118,7 +118,14 @@ def run(
     }
 
 
-def lean(records: list[dict], layers: set[str | None]) -> list[dict]:
+def named_layers(about: dict[str, Any]) -> set[str]:
+    """Gives the layers that the claims of an experiment compare."""
+    claims = about.get("claims", [])
+    found = {claim.get(key) for claim in claims for key in ("layer", "than_layer")}
+    return found - {None}
+
+
+def lean(records: list[dict], layers: set[str]) -> list[dict]:
     """Leaves out which images were right where no page says a number of it: most of the bytes.
 
     Args:
@@ -127,7 +134,7 @@ def lean(records: list[dict], layers: set[str | None]) -> list[dict]:
     """
     settled = {id(record) for record in summary.settle_layers(records)}
     wanted = (
-        one["evaluation"] in SHOWN and (id(one) in settled or one.get("layer") in layers - {None})
+        one["evaluation"] in SHOWN and (id(one) in settled or one.get("layer") in layers)
         for one in records
     )
     return [

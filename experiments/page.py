@@ -153,20 +153,23 @@ def claims(
     or DATASET-BUDGET, of which results had been seen when the claim was stated; `run` holds both of
     this run.
     """
-    lines = []
+    lines, images = [], any(RIGHT in record for record in records)
     for claim in given:
         gap = difference(claim, records)
         if gap is None:
             lines.append(f"- {claim['text']}: not measured here.")
             continue
-        word = said(gap, claim.get("expect") == "tie")
+        word = said(gap, claim.get("expect") == "tie", images)
         late = f" {LATE}" if set(run) & {*claim.get("unplanned", [])} else ""
         lines.append(f"- {claim['text']}: **{word}** ({verdict.spread(gap)} points).{late}")
     return ["\n".join(lines)] if lines else []
 
 
-def said(gap: Interval, equal: bool) -> str:
-    """Says whether a claim holds: that there is a gap or, with `equal`, that there is none."""
+def said(gap: Interval, equal: bool, images: bool) -> str:
+    """Says whether a claim holds: that there is a gap or, with `equal`, that there is none.
+
+    Where others of the section have `images` in their interval, one without says so always.
+    """
     if gap.n == 1:
         return "one seed alone"
     found = outcome(gap)
@@ -174,7 +177,8 @@ def said(gap: Interval, equal: bool) -> str:
         return WORDS["beats"] if equal else "no difference"
     clear = found in ("beats", "behind")
     word = f"does not hold, it is {VERBS[found]}" if equal and clear else WORDS[found]
-    return f"{word}, over seeds alone" if clear and not gap.images else word
+    alone = not gap.images and (clear or images and found != "unjudged")
+    return f"{word}, over seeds alone" if alone else word
 
 
 def difference(claim: Mapping[str, Any], records: Sequence[Record]) -> Interval | None:

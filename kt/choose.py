@@ -103,6 +103,9 @@ def measure(backbone, pack, layers: list[str], arguments: argparse.Namespace) ->
     rows = []
     for layer in layers:
         one, two = (found[layer].numpy() for found in both)
+        if (one == one[0]).all():  # a dead layer tells nothing
+            rows += [{"layer": layer, "k": k, "information": 0.0} for k in numbers]
+            continue
         transform = cluster.fit_transform(one, arguments.clustering, where=f"layer {layer}")
         one, two = cluster.project(one, transform), cluster.project(two, transform)
         for k in numbers:

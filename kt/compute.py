@@ -59,7 +59,7 @@ def main() -> None:
         "--images", nargs="*", default=[], metavar="DATASET=N",
         help="number of unlabelled images, where the config says null (all)",
     )  # fmt: skip
-    parser.add_argument("--rate", type=float, default=1e14, help="operations a second; 1e14")
+    parser.add_argument("--rate", type=_rate, default=1e14, help="operations a second; 1e14")
     arguments = parser.parse_args()
     sys.exit(step.exit_code(_print, arguments))
 
@@ -86,6 +86,13 @@ def _pairs(given: list[str]) -> dict[str, int]:
         if not number.isdigit():
             raise ConfigError(f"expected DATASET=N, found {name!r} = {number!r}")
     return {name: int(number) for name, _, number in pairs}
+
+
+def _rate(text: str) -> float:
+    found = float(text)
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected operations a second, more than 0, found {text}")
+    return found
 
 
 def costs(settings: config.Config, known: dict[str, int]) -> list[Cost]:

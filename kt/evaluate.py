@@ -76,7 +76,7 @@ def judge_one(name: str, values: dict, backbone, data, seed: int) -> list[dict]:
 
 
 def read_data(folder: Path):
-    """Reads the packs and labels of a data set; images without a label are left out of a split."""
+    """Reads the packs and labels of a data set; every image of train and test has a label."""
     from kt.core import images, judge
 
     pool = images.read_pack(folder / "train-unlabelled.h5")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", type=_task, required=True, help="null: no training")
     parser.add_argument("--weights", type=_weights, help="JSON: from where; null: random")
-    parser.add_argument("--training", type=config.json_of(config.Training), help="not for null")
+    parser.add_argument("--training", type=_training, help="JSON; null where there is no task")
     parser.add_argument("--epochs", type=int, default=0, help="passes, `effort` included")
     parser.add_argument(
         "--few-images",
@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _task(text: str):
     return None if text == "null" else config.json_of(config.Plugin)(text)
+
+
+def _training(text: str):
+    return None if text == "null" else config.json_of(config.Training)(text)
 
 
 def _weights(text: str):

@@ -99,15 +99,16 @@ def _judged(settings: Config, name: str, folder: str, arm: str, seeds: int, **mo
 
 def describe_teacher(settings: Config, name: str, seed: int) -> dict[str, Any]:
     """Gives the fields of a teacher's model.json."""
-    teacher = settings.teachers[name]
-    arm = {"arm": teacher.evaluate_as} if teacher.evaluate_as else {}
-    return {"name": name, "teacher": name, "seed": settings.seed + seed, **arm}
+    return {"name": name, "teacher": name, "seed": settings.seed + seed}
 
 
 def describe_target(settings: Config, target: str, origin: str, seed: int) -> dict[str, Any]:
-    """Gives the fields of a target's model.json: the same as its metric records carry."""
-    described = _described(settings, target, origin)
-    fields = {key: value for key, value in described.items() if key not in ("model", "dataset")}
+    """Gives the fields of a target's model.json: what it was taught.
+
+    Not its arm, which is but a name: another one would train it again.
+    """
+    described, left_out = _described(settings, target, origin), ("model", "dataset", "arm")
+    fields = {key: value for key, value in described.items() if key not in left_out}
     return {"name": f"{target}/{origin}", "seed": settings.seed + seed, **fields}
 
 
@@ -257,7 +258,7 @@ def check_judged(settings: Config, labelled: bool) -> None:
     """Checks that the report will have something to tell: evaluations, and networks to judge.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or an evaluation does not fit a target.
     """
     given = "" if labelled else " without labels"
     if not evaluation_jobs(settings, labelled):
@@ -265,6 +266,14 @@ def check_judged(settings: Config, labelled: bool) -> None:
             f"evaluations: expected one or more, found none that can judge images{given} "
             "(`clusters` and those of PASCAL VOC need no labels)"
         )
+    if "nonlinear" in evaluation_jobs(settings, labelled):
+        for name, target in settings.targets.items():
+            if getattr(config.plugin("backbones", target.backbone.name), "JOINT", False):
+                raise ConfigError(
+                    f"evaluations.nonlinear: targets.{name}.backbone gives the maps of its layers "
+                    f"all at once, as all of {target.backbone.name} do: none can be frozen alone; "
+                    "expected null"
+                )
     if not judged(settings, labelled):
         raise ConfigError(
             f"teachers: expected a network to judge, found none on images{given}; name layers to "

@@ -232,15 +232,18 @@ def budget_packs(wildcards):
 
 
 def pretext_params(wildcards):
-    """Gives everything a teacher is trained with, as JSON by option."""
+    """Gives everything a teacher is trained with, as JSON by option.
+
+    No more than what counts: whatever stands here makes the teacher again when it changes.
+    """
     teacher = teacher_of(wildcards)
     return {
         "backbone": dumps(plan.backbone(SETTINGS, teacher)),
         "task": dumps(teacher.task),
         "weights": dumps(teacher.weights),
-        "training": dumps(teacher.training),
+        "training": dumps(teacher.training if teacher.task else None),
         "epochs": plan.epochs(SETTINGS, teacher.training) if teacher.task else 0,
-        "few": plan.few_images(SETTINGS),
+        "few": plan.few_images(SETTINGS) if teacher.task else [],
         "budget": dumps(plan.budget(SETTINGS, teacher)),
         "seed": SETTINGS.seed + int(wildcards.seed),
     }

@@ -1,6 +1,7 @@
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import crafted
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from kt import config
 from kt.core import backbone as backbones
-from kt.core import model
+from kt.core import frozen, model, voc_training
 from kt.core.step import ConfigError
 
 RESIDUAL = {"name": "residual", "widths": [4, 8], "strides": [1, 2], "blocks": 2}
@@ -237,6 +238,21 @@ def test_hog_describes_the_smallest_images_that_a_data_set_may_have():
     assert built(HOG, cells=50).map_shape(12, "hog") == (36, 5, 5)
 
 
+def test_a_stage_that_works_in_place_leaves_the_map_before_it_alone():
+    conv, relu = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+    backbone = backbones.Backbone({"one": conv, "two": relu}).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(backbone.maps(images, ["one", "two"])["one"], conv(images))
+
+
+def test_norms_without_statistics_are_not_folded():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    backbone = backbones.Backbone({"one": nn.Sequential(nn.Conv2d(3, 4, 3), norm)})
+    backbones.fold_norms(backbone)
+    assert backbone.stages["one"][1] is norm
+
+
 # ---------------------------------------------------------------------------- statistics
 
 
@@ -460,6 +476,19 @@ def test_timms_maps_with_channels_last_are_turned(timm):
     assert shapes(backbone, 224) == {"stage1": (96, 56, 56), "stage2": (192, 28, 28)}
     with pytest.raises(ConfigError, match="64 px do not fit"):
         backbone.map_shape(64)
+
+
+def test_a_part_of_timms_layers_may_be_taken_but_not_frozen(timm):
+    backbone = built({"name": "timm", "model": "resnet18", "last": 3})
+    assert [*backbone.up_to("stage2")] == ["timm"]
+    schedule = SimpleNamespace(precision="float32")
+    trunk = voc_training.Trunk(backbone, "stage2", 64, schedule).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(trunk(pictures), backbone(pictures, "stage2"))
+    assert list(trunk.channels) == ["stage1", "stage2"] and trunk.out_channels == 64
+    with pytest.raises(ConfigError, match="nonlinear: .* none can be frozen alone"):
+        frozen.fresh_above(backbone, "stage1")
 
 
 def test_an_unknown_model_of_timm_is_refused_with_what_there_is(timm):

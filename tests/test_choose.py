@@ -105,6 +105,20 @@ def test_the_images_looked_at_do_not_depend_on_their_order():
     assert first == {two.keys[row] for row in views.chosen(two, 10, 0)}
 
 
+def test_a_dead_layer_tells_nothing_and_ends_nothing(tmp_path, monkeypatch):
+    shown = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    found = {"dead": torch.zeros(60, 8), "alive": shown}
+    monkeypatch.setattr(views, "features", lambda *given: found)
+    arguments = argparse.Namespace(
+        pack=tmp_path, clustering=crafted.clustering(), map=1, pool="mean", mirror=False, seed=0,
+        choice=config.Choice(images=60, clusters=[2, 4], task=crafted.plugin(crafted.LABELS)),
+    )  # fmt: skip
+    pack = crafted.pack(crafted.noise(60, 12))
+    measured = choose.measure(None, pack, ["dead", "alive"], arguments)
+    assert [row["information"] for row in measured[:2]] == [0, 0]
+    assert choose.best(measured)[0] == "alive"
+
+
 # ---------------------------------------------------------------------------- the step
 
 

@@ -243,6 +243,19 @@ def test_merging_nothing_changes_nothing():
     assert config.merge(BASE, copy.deepcopy(BASE)) == BASE
 
 
+def test_layers_that_come_as_one_cannot_be_frozen_one_by_one():
+    timm = {"name": "timm", "model": "resnet18", "last": 2}
+    found = resolve(
+        teachers={"own": None, "longer": None, "random": None},
+        targets={"small": {"backbone": timm}},
+        evaluations={
+            "nonlinear": config.read(ROOT / "presets/protocols.yaml")["evaluations"]["nonlinear"]
+        },
+    )
+    with pytest.raises(ConfigError, match="evaluations.nonlinear: targets.small.backbone gives"):
+        workflow.check_judged(found, True)
+
+
 def test_like_copies_what_is_not_given():
     found = resolve(teachers={"twin": {"like": "own", "map": 3, "training": {"epochs": 2}}})
     twin, own, deep = (found.teachers[name] for name in ("twin", "own", "deep"))

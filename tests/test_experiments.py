@@ -161,11 +161,16 @@ def test_which_images_were_right_is_kept_where_a_page_says_their_number():
             found.append({**records()[0], **more})
             if metric == "top1":
                 found[-1]["right"] = packed(np.arange(100) < 60)
-    kept = experiments.lean(found, {None})
+    kept = experiments.lean(found, set())
     assert [(r["evaluation"], r["layer"]) for r in kept if "right" in r] == [("linear", "two")]
-    claimed = experiments.lean(found, {None, "one"})
+    claimed = experiments.lean(found, {"one"})
     assert [r["layer"] for r in claimed if "right" in r] == ["one", "two"]
     assert [{**r, "right": 0} for r in kept] == [{**r, "right": 0} for r in found]
+
+
+def test_the_layers_of_all_claims_are_kept():
+    claims = [{"text": "a"}, {"layer": "conv4", "than_layer": "conv3"}]
+    assert experiments.named_layers({"claims": claims}) == {"conv3", "conv4"}
 
 
 @pytest.mark.parametrize(

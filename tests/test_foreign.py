@@ -111,6 +111,26 @@ def test_weights_of_a_network_of_this_project_are_named_by_layer(tmp_path, prefi
     assert torch.equal(backbone(images), other.eval()(images))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "torchvision", "model": "resnet18", "last": "layer1"},
+        {"name": "torchvision", "model": "vgg11_bn", "last": "conv2_1"},
+        {"name": "timm", "model": "test_resnet", "last": 2},
+    ],
+)
+def test_a_model_of_this_project_with_networks_of_others_is_read_back(tmp_path, values):
+    if values["name"] == "timm":
+        pytest.importorskip("timm", reason="timm is optional and not installed")
+    plugin = crafted.plugin(values)
+    other = model.fresh(plugin, 5)
+    model.save(tmp_path, other, plugin, {})
+    found, _ = loaded(tmp_path / "model.safetensors", plugin)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(found.eval()(images), other.eval()(images))
+
+
 def test_the_input_normalisation_is_the_given_one_or_that_of_a_model_of_this_project(tmp_path):
     other = model.fresh(PLAIN, 5)
     other.mean, other.std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])

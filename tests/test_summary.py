@@ -267,6 +267,13 @@ def test_without_labels_the_agreement_of_views_chooses():
     assert not any(cell.best for row in comparison.arms for cell in row.cells)
 
 
+def test_without_labels_and_transfer_no_network_is_recommended():
+    more = {"evaluation": "clusters", "metric": "view_nmi"}
+    found = [record(arm, value, **more) for arm, value in (("random", 0.5), ("direct", 0.6))]
+    said = " ".join(verdict.sentences(summary.compare(found, ["knn"])))
+    assert "no transfer to recommend" in said and "The network to use" not in said
+
+
 def layered(test):
     for layer, validation, top1 in zip(("one", "two"), (0.8, 0.6), test, strict=True):
         more = {"evaluation": "linear", "layer": layer}

@@ -186,6 +186,20 @@ def test_a_changed_target_training_keeps_teachers_and_clusters(full, tmp_path):
     assert planned == sorted([*expected, "report"])
 
 
+def test_a_changed_teacher_training_keeps_teachers_that_are_not_trained(full, tmp_path):
+    values = {"teachers": {"deep": {"training": {"lr": 0.001}}}, "few_images": {"as_if": 121}}
+    values["few_images"]["most"] = 2
+    changed = overlay(tmp_path / "x.yaml", values)
+    made = [job for job in jobs(again(full, "-n", files=[changed])) if job.startswith("pretext")]
+    assert made == [f"pretext_train {name} s0" for name in ("deep", "longer", "own")]
+
+
+def test_another_name_of_an_arm_trains_nothing_again(full, tmp_path):
+    values = {"teachers": {"hog": {"transfer_as": "transfer"}}}
+    planned = jobs(again(full, "-n", files=[overlay(tmp_path / "x.yaml", values)]))
+    assert planned and not [job for job in planned if "train" in job.split()[0]]
+
+
 def test_more_seeds_add_jobs_and_repeat_only_the_judging(full):
     planned = jobs(again(full, "-n", config=["seeds=2"]))
     trained = [job for job in planned if "train " in job]

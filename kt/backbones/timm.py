@@ -12,6 +12,8 @@ from pydantic import Field
 from kt.config import Count, Settings
 from kt.core.step import ConfigError
 
+JOINT = True  # its layers cannot be told apart as stages
+
 
 class Options(Settings):
     """Options of the backbone in the config."""

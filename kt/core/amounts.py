@@ -29,18 +29,14 @@ def is_frozen(name: str) -> bool:
     return config.plugin("evaluations", name).FROZEN
 
 
-def passes(frozen: dict[str, dict], layers: list[str]) -> list[str | None]:
-    """Gives up to which layer each pass over train and test goes, None for all layers.
+def passes(frozen: dict[str, dict]) -> int:
+    """Gives how often evaluations of frozen features look at train and test.
 
-    One pass gives all layers, pooled to one map; the next evaluation takes it over if it pools
-    alike. With `dimensions` each layer has a pass of its own (`kt.core.pooling.probes`).
+    One pass gives all layers, and the next evaluation takes it over if it pools alike. (Where they
+    do not fit into memory together, each one has a pass: that is not known here.)
     """
-    wanted: list[tuple[str | None, int]] = []
-    for values in frozen.values():
-        dimensions = values.get("dimensions")
-        every = [(layer, dimensions) for layer in layers]
-        wanted += every if dimensions else [(None, values.get("map", 1))]
-    return [one[0] for place, one in enumerate(wanted) if wanted[place - 1 : place] != [one]]
+    wanted = [(values.get("map", 1), values.get("dimensions")) for values in frozen.values()]
+    return sum(wanted[place - 1 : place] != [one] for place, one in enumerate(wanted))
 
 
 def seen(rows: float, batch: int) -> float:

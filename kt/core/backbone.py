@@ -30,6 +30,10 @@ class Backbone(nn.Module):
         """Takes the stages in forward order."""
         super().__init__()
         self.stages = nn.ModuleDict(stages)
+        for stage in stages.values():  # or it would write over the map of the stage before
+            first = next(part for part in stage.modules() if not [*part.children()])
+            if getattr(first, "inplace", False):
+                first.inplace = False
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
 
@@ -62,6 +66,15 @@ class Backbone(nn.Module):
             several = stage(images) if isinstance(stage, Joint) else {name: stage(images)}
             found.update((layer, several[layer]) for layer in several if layer in wanted)
             images = several[next(reversed(several))]
+        return found
+
+    def up_to(self, layer: str) -> dict[str, nn.Module]:
+        """Gives the stages that a layer's map needs, by name; of a `Joint` the whole."""
+        found = {}
+        for name, stage in self.stages.items():
+            found[name] = stage
+            if layer in (stage.layers if isinstance(stage, Joint) else [name]):
+                break
         return found
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -263,7 +276,8 @@ def fold_norms(backbone: Backbone) -> None:
     rows = [part for part in backbone.modules() if isinstance(part, nn.Sequential)]
     for row in rows:
         for (name, conv), (next_name, norm) in itertools.pairwise(row.named_children()):
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            known = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+            if type(conv) is nn.Conv2d and known:
                 setattr(row, name, fuse_conv_bn_eval(conv, norm))
                 setattr(row, next_name, nn.Identity())
 

@@ -52,7 +52,8 @@ def label_curves(comparison: Comparison) -> list[tuple[str, Markup]]:
         ]
         if len(places) > 1:
             name = f"{verdict.long_title(Column(evaluation, metric))} by {LABELS[field]}"
-            found.append((name, _label_curve(comparison.arms, places, name, LABELS[field])))
+            if any(row.cells[index] for row in comparison.arms for index, _ in places):
+                found.append((name, _label_curve(comparison.arms, places, name, LABELS[field])))
     return found
 
 

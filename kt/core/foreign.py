@@ -126,10 +126,11 @@ def fit(
     called = _names(plugin, list(wanted))
     found: dict[str, list[str]] = {}
     for name in state:
-        found.setdefault(_plain(name), []).append(name)
+        found.setdefault(name if name in wanted else _plain(name), []).append(name)
     fitted, missing, twice = {}, [], []
     for name, own in wanted.items():
-        there = found.pop(_plain(called[name]), [])
+        # A model of this project has its own names.
+        there = found.pop(name, []) or found.pop(_plain(called[name]), [])
         if len(there) > 1:
             twice += there
         elif there and state[there[0]].shape == own.shape:

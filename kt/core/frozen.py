@@ -6,7 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from kt.core.backbone import Backbone, build
+from kt.core.backbone import Backbone, Joint, build
+from kt.core.step import ConfigError
 
 
 class Frozen(nn.Module):
@@ -33,7 +34,15 @@ def fresh_above(backbone: Backbone, layer: str) -> Backbone:
     Args:
         backbone: Built by `kt.core.backbone.build`; left as it is.
         layer: The last frozen one.
+
+    Raises:
+        ConfigError: Layers that come as one cannot be frozen apart.
     """
+    if any(isinstance(stage, Joint) for stage in backbone.stages.values()):
+        raise ConfigError(
+            "evaluations.nonlinear: this backbone gives the maps of its layers all at once, none "
+            "can be frozen alone; expected null"
+        )
     found = build(*backbone.recipe)
     found.mean, found.std = backbone.mean.cpu().clone(), backbone.std.cpu().clone()
     for name in backbone.layers[: backbone.layers.index(layer) + 1]:

@@ -50,8 +50,7 @@ def nearest_edge(channels: int, edge: int, dimensions: int) -> int:
 def probes(backbone, data, options: Pooling) -> Iterator[tuple]:
     """Yields (layer, train, test) with features (N, D) and (T, D) float32, first layer first.
 
-    Where `dimensions` is given, or the features of all layers would not fit into memory together,
-    it is one pass for each layer.
+    Where the features of all layers would not fit into memory together, it is one pass for each.
     """
     from kt.core import judge
 
@@ -64,7 +63,7 @@ def probes(backbone, data, options: Pooling) -> Iterator[tuple]:
     numbers = (
         shapes[layer][0] * min(shapes[layer][1], edge) ** 2 for layer, edge in wanted.items()
     )
-    together = options.map and 4 * len(pack) * sum(numbers) <= judge.MOST_BYTES
+    together = 4 * len(pack) * sum(numbers) <= judge.MOST_BYTES
     for layer in backbone.layers:
         edges = wanted if together else {layer: wanted[layer]}
         train, test = (

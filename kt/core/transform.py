@@ -79,7 +79,8 @@ def _moments(features: Spread, squares: bool, keys, where: str):
     for count, centre, products, low, high in blocks.each(part, features):
         away, share = centre - mean, count / (number + count)
         if squares:
-            scatter = scatter + products + np.outer(away, away) * (number * share)
+            scatter += products  # in place: D x D may be large
+            scatter += np.outer(away, away) * (number * share)
         mean, number = mean + away * share, number + count
         lowest, highest = np.minimum(lowest, low), np.maximum(highest, high)
     if features.part.of > 1:

@@ -177,7 +177,12 @@ def is_labelled(comparison: Comparison) -> bool:
 
 
 def _without_labels(comparison: Comparison) -> list[str]:
-    row = next((row for row in comparison.arms if row.arm == "transfer"), comparison.arms[0])
+    row = next((row for row in comparison.arms if row.arm == "transfer"), None)
+    if row is None:
+        return [
+            "There is no transfer to recommend: no network was trained on what a teacher says.",
+            "A comparison needs labelled images in train/CLASS and test/CLASS.",
+        ]
     score = f" ({spread(row.score)} %)" if row.score else ""
     return [
         f"The network to use is {row.model}.",

@@ -47,14 +47,15 @@ class Trunk(nn.Module):
         kept = backbone.layers[: backbone.layers.index(last) + 1]
         self.channels = {name: backbone.map_shape(size, name)[0] for name in kept}
         self.out_channels = self.channels[last]
-        self.backbone = Backbone({name: copy.deepcopy(backbone.stages[name]) for name in kept})
+        self.layers = kept
+        self.backbone = Backbone(copy.deepcopy(backbone.up_to(last)))
         self.backbone.mean.copy_(backbone.mean)
         self.backbone.std.copy_(backbone.std)
         self.dtype = hardware.precision(settings.precision, hardware.device())
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps normalised pictures (B, 3, H, W) to the last map (B, M, h, w) float32."""
-        return self.maps(pictures, self.backbone.layers[-1:])[self.backbone.layers[-1]]
+        return self.maps(pictures, self.layers[-1:])[self.layers[-1]]
 
     def maps(self, pictures: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Gives the maps of several layers, float32."""
@@ -104,7 +105,7 @@ class FCN(nn.Module):
             ConfigError: The trunk has no such layer.
         """
         super().__init__()
-        self.trunk, self.num_classes, order = trunk, num_classes, trunk.backbone.layers
+        self.trunk, self.num_classes, order = trunk, num_classes, trunk.layers
         self.last = order[-1]
         found = {trunk.backbone.check_layer(name) for name in skips} - {self.last}
         self.skips = sorted(found, key=order.index, reverse=True)

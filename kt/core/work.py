@@ -235,10 +235,8 @@ class Work:
         pool, *packs = (f"{options['data']}/{split}.h5" for split in (POOL, TRAIN, TEST))
         train, test = map(self._rows, packs)
         if train and test:
-            for layer in amounts.passes(
-                frozen, _layers(self.makers[models[0]].options["backbone"])
-            ):
-                found += self._seen(models[0], packs[0], options, train + test, layer)
+            number = amounts.passes(frozen) * (train + test)
+            found += self._seen(models[0], packs[0], options, number)
             for values in (values for name, values in evaluations.items() if name not in frozen):
                 found += self._retraining(models[0], values, packs, options, train, test)
         for views in (

@@ -260,25 +260,20 @@ def fit(rows, signs, start, penalty, iterations: int):
     Returns:
         (D + 1, C) float32; the last row holds the biases.
     """
-    import numpy as np
     import torch
-    from scipy.optimize import minimize
+
+    from kt.core.convex import minimise
 
     counted = signs.abs().sum(0).clamp(min=1)
 
-    def loss_and_gradient(flat):
-        weights = torch.from_numpy(flat).to(rows).view_as(start)
+    def loss_and_gradient(weights):
         short = (signs.abs() - signs * decide(rows, weights)).clamp(min=0) / counted.sqrt()
         loss = short.square().sum() + (penalty / 2 * weights[:-1].square()).sum()
         error = -2 * signs * short / counted.sqrt()
         gradient = torch.cat([rows.T @ error + penalty * weights[:-1], error.sum(0)[None]])
-        return float(loss), gradient.flatten().numpy().astype(np.float64)
+        return loss, gradient
 
-    found = minimize(
-        loss_and_gradient, start.flatten().double().numpy(), jac=True, method="L-BFGS-B",
-        options={"maxiter": iterations, "gtol": 1e-5, "ftol": 0},
-    )  # fmt: skip
-    return torch.from_numpy(found.x).to(start).view_as(start)
+    return minimise(loss_and_gradient, start, iterations)
 
 
 def decide(rows, weights):
