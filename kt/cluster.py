@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Fits transform and centroids, in key order, and counts the rows of each cluster."""
     settings, where = arguments.settings, str(arguments.features)
     _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
+    if k < 1:
+        raise ConfigError(f"--k: expected 1 or more, found {k}")
     with tables.read(arguments.features) as found:
         number, dimensions = found.rows.shape
     if arguments.lower and k > number:

@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
             )
         else:
             compute(arguments)
-    elif None not in given and set(made) == {None}:
+    elif None not in given and set(made) == {None} and arguments.part.of == 1:
         take(arguments)
     else:
-        raise ConfigError("expected --model --layer --map, or --given --keys")
+        raise ConfigError("expected --model --layer --map, or --given --keys without --part")
 
 
 def take(arguments: argparse.Namespace) -> None:

@@ -95,7 +95,7 @@ def test_model_json_says_what_the_network_is_and_where_it_comes_from(full):
     content = json.loads((folder / "model.json").read_text())
     assert content["backbone"] == {"name": "plain", "strides": [2, 2], "widths": [8, 16]}
     assert content["layers"] == ["conv1", "conv2"] and content["size"] == 28
-    assert content["arm"] == "transfer" and content["k"] == 4 and content["teacher"] == "deep"
+    assert content["layer"] == "block2" and content["k"] == 4 and content["teacher"] == "deep"
     assert content["training"]["epochs"] == 1 and content["task"]["name"] == "classification"
     weights = (folder / "model.safetensors").read_bytes()
     assert content["digest"] == hashlib.sha256(weights).hexdigest()

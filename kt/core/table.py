@@ -256,11 +256,13 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """Opens an HDF5 file for a look at its names and texts, unchecked.
 
     Raises:
-        DataError: It is damaged where one looks.
+        DataError: It is not there, or damaged where one looks.
     """
     try:
         with h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES) as file:
             yield file
+    except FileNotFoundError:
+        raise DataError(f"expected a table at {path}, found no file") from None
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if getattr(error, "errno", None) is not None or lack(error):
             raise

@@ -22,7 +22,7 @@ class Options(Settings):
     """Options of the kind in the config."""
 
     factors: Annotated[
-        list[Annotated[float, Field(gt=0)]],
+        list[Annotated[float, Field(ge=0.001, le=1000)]],
         Field(min_length=1, description="the heads have k times these clusters"),
     ]
 
