@@ -25,7 +25,7 @@ import numpy as np
 SECONDS = 10.0  # that one input may take
 MEMORY = 2 << 30  # bytes that reading may add
 KINDS = ("picture", "table", "model", "state", "archive", "yaml", "config", "classes")
-KINDS += ("json", "clustering", "weights")
+KINDS += ("json", "clustering", "weights", "plan")
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -35,7 +35,7 @@ def mutant(samples: list, kind: str, seed: int, number: int):
 
     random = np.random.default_rng([seed, KINDS.index(kind), number])
     whole, other = (samples[random.integers(len(samples))] for _ in range(2))
-    if kind == "config":
+    if kind in ("config", "plan"):
         return whole, random.bytes(8)
     return whole, mutants.damage(content(whole), content(other), random)
 

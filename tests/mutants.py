@@ -17,12 +17,13 @@ from pathlib import Path
 import crafted
 import drawing
 import numpy as np
+import overlays
 import safetensors.torch
 import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
-from running import ROOT
+from running import ROOT, output, overlay, workflow
 from test_config import BASE, VALUES, nested, paths
 from test_quick_decode import both, same, ways
 
@@ -196,7 +197,7 @@ def corpus(folder: Path) -> dict[str, list]:
         "state": states(folder),
         "archive": archives(folder),
         "yaml": texts(),
-        "config": [b""],
+        "config": [b""], "plan": [b""],
         "classes": classes(),
         "json": list(records_of_steps(folder).items()),
         "clustering": clusterings(folder),
@@ -477,8 +478,22 @@ def check_config(whole, damaged: bytes, folder: Path) -> str:
     return said[-1]
 
 
+def check_plan(whole, damaged: bytes, folder: Path) -> str:
+    """Lets Snakemake plan a run whose settings say several odd things at once."""
+    place = folder / "planned"
+    if not place.exists():
+        drawing.write_folder(drawing.tree(20, 5, 5), place)
+    values = overlays.drawn(np.random.default_rng([*damaged]))
+    done = workflow(folder / "run", place, "-n", files=[overlay(folder / "plan.yaml", values)])
+    said = output(done)
+    assert done.returncode in (0, 2, 3) and "Traceback" not in said, f"{values}\n{said}"
+    assert done.returncode == 0 or "error: " in said, f"{values}\n{said}"
+    return "refused" if done.returncode else "accepted"
+
+
 CHECKS = {
     "picture": check_picture, "table": check_table, "model": check_model, "state": check_state,
     "archive": check_archive, "yaml": check_yaml, "config": check_config, "classes": check_classes,
     "json": check_json, "clustering": check_clustering, "weights": check_weights,
+    "plan": check_plan,
 }  # fmt: skip

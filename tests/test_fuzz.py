@@ -14,7 +14,8 @@ from kt import config
 from kt.core.step import ConfigError
 
 INPUTS = {"picture": 600, "table": 120, "model": 60, "state": 120, "archive": 120, "yaml": 40,
-          "config": 30, "classes": 600, "json": 300, "clustering": 200, "weights": 200}  # fmt: skip
+          "config": 30, "classes": 600, "json": 300, "clustering": 200, "weights": 200,
+          "plan": 12}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
