@@ -1,23 +1,28 @@
 """Experiments: settings fit the workflow, claims name one model each, pages say what was found."""
 
+import io
 import itertools
 import re
 import shutil
 from xml.etree import ElementTree
 
+import crafted
 import drawing
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from running import ROOT, TINY
+from test_sources import dataset
 
 from experiments import __main__ as experiments
-from experiments import simclr
+from experiments import cifar10, simclr
 from experiments.page import claims, difference, page, plot
 from kt import config
 from kt import workflow as plan
 from kt.core import lessons, step
 from kt.core.records import packed
+from kt.sources import pictures
 
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.yaml"))
 CLAIM = {"text": "A beats B", "of": {"model": "a"}, "against": {"model": "b"}, "evaluation": "knn"}
@@ -328,3 +333,18 @@ def test_an_experiment_runs_keeps_what_it_found_and_writes_its_page(tmp_path, mo
     }  # fmt: skip
     assert len(kept["records"]) == len({str(record) for record in kept["records"]})
     assert "A beats B" in page("small", described, {("drawn", ""): kept})
+
+
+def test_the_first_pictures_of_each_class_become_a_set_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "MOST", {"train": 3, "test": 2})
+    drawn = crafted.noise(20, 32).transpose(0, 2, 3, 1)
+    named = [(Image.fromarray(one), "ab"[number % 2]) for number, one in enumerate(drawn)]
+    cifar10.write(tmp_path / "cifar10.zip", {"train": named, "test": named[1:]})
+    given = dataset("pictures", tmp_path / "cifar10.zip")
+    found = {entry.key: entry for entry in pictures.entries(given)}
+    train = [f"train/{'ab'[number % 2]}/{number:05}.png" for number in range(6)]
+    test = [f"test/{'ba'[number % 2]}/{number:05}.png" for number in range(4)]
+    assert sorted(found) == sorted(train + test)
+    pixels = {entry.key: entry.read() for entry in pictures.entries(given)}
+    shown = np.asarray(Image.open(io.BytesIO(pixels["test/b/00002.png"])))
+    assert np.array_equal(shown, drawn[3])
