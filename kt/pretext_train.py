@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         description["num_labels"] = job.task.num_classes
         description["training"] = training_summary(job)
     number = min(len(train), STATISTICS_IMAGES)
-    chosen = train[torch.arange(number) * len(train) // number]
+    chosen = train[torch.linspace(0, len(train) - 1, number, dtype=torch.float64).long()]
     # Statistics that came with the weights are those of the network; nobody trained it here.
     as_it_is = arguments.weights and not arguments.task
     if not as_it_is and (not arguments.task or not job.task.whole_images):

@@ -99,16 +99,15 @@ def _judged(settings: Config, name: str, folder: str, arm: str, seeds: int, **mo
 
 def describe_teacher(settings: Config, name: str, seed: int) -> dict[str, Any]:
     """Gives the fields of a teacher's model.json."""
-    return {"name": name, "teacher": name, "seed": settings.seed + seed}
+    teacher = settings.teachers[name]
+    arm = {"arm": teacher.evaluate_as} if teacher.evaluate_as else {}
+    return {"name": name, "teacher": name, "seed": settings.seed + seed, **arm}
 
 
 def describe_target(settings: Config, target: str, origin: str, seed: int) -> dict[str, Any]:
-    """Gives the fields of a target's model.json: what it was taught.
-
-    Not its arm, which is but a name: another one would train it again.
-    """
-    described, left_out = _described(settings, target, origin), ("model", "dataset", "arm")
-    fields = {key: value for key, value in described.items() if key not in left_out}
+    """Gives the fields of a target's model.json: the same as its metric records carry."""
+    described = _described(settings, target, origin)
+    fields = {key: value for key, value in described.items() if key not in ("model", "dataset")}
     return {"name": f"{target}/{origin}", "seed": settings.seed + seed, **fields}
 
 

@@ -163,12 +163,13 @@ def tell_of_changes():
     for name in sorted(set(SETTINGS.use.model_dump().values())):
         path, packed = SETTINGS.datasets[name].path, Path(f"results/data/{name}/report.json")
         with contextlib.suppress(OSError, ValueError, KeyError):
-            when, known = packed.stat().st_mtime, json.loads(packed.read_text())["dataset"]["path"]
+            status, known = packed.stat(), json.loads(packed.read_text())["dataset"]["path"]
+            when = max(status.st_mtime, status.st_ctime)  # it may be a copy
             if path and path == known and changed_since(path, when):
                 print(
-                    f"note: files came, went or were renamed in {path}, or it was replaced, after "
-                    "its pictures were packed; what stands is of the old ones. `--forcerun ingest` "
-                    "takes the new ones, and makes all again that follows from them",
+                    f"note: it seems that files came, went or were renamed in {path}, or that it "
+                    "was replaced, after its pictures were packed; what stands is of the old ones. "
+                    "`--forcerun ingest` takes the new ones, and makes all again that follows",
                     file=sys.stderr,
                 )
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = 10.0  # that one input may take
+PLANNING = 6  # times as long: Snakemake is started
 MEMORY = 2 << 30  # bytes that reading may add
 KINDS = ("picture", "table", "model", "state", "archive", "yaml", "config", "classes")
 KINDS += ("json", "clustering", "weights", "plan")
@@ -86,7 +87,8 @@ class Fuzzer:
         self.link.send((kind, number))
         said, begun = "", time.monotonic()
         try:
-            said = self.link.recv() if self.link.poll(SECONDS) else "it hangs"
+            seconds = SECONDS * (PLANNING if kind == "plan" else 1)
+            said = self.link.recv() if self.link.poll(seconds) else "it hangs"
         except EOFError:
             self.process.join()
             said = f"the process ended with {self.process.exitcode}"

@@ -239,7 +239,8 @@ def test_hog_describes_the_smallest_images_that_a_data_set_may_have():
 
 
 def test_a_stage_that_works_in_place_leaves_the_map_before_it_alone():
-    conv, relu = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+    first = [nn.Identity(), nn.Sequential(), nn.ReLU(inplace=True)]
+    conv, relu = nn.Conv2d(3, 4, 3), nn.Sequential(*first, nn.Conv2d(4, 4, 1))
     backbone = backbones.Backbone({"one": conv, "two": relu}).eval()
     images = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():

@@ -201,6 +201,7 @@ def test_a_node_that_ended_well_does_not_hide_the_code_of_one_that_failed(tmp_pa
         (True, False, {0: 75, 1: 75}, 1, 75),
         (True, False, {}, 1, 75),
         (False, False, {0: 75, 1: None}, 1, 1),  # one was killed, torchrun stopped the other
+        (False, False, {0: 75, 1: 75}, 1, 75),  # a signal reached one, and that told the other
         (False, False, {0: 75, 1: 3}, 1, 3),
         (False, False, {0: 75, 1: 75}, -9, 75),  # torchrun was killed, and they were told then
         (False, False, {}, 0, 0),

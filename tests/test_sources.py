@@ -362,6 +362,9 @@ def test_labelled_folders_of_which_nothing_can_be_read_are_not_passed_over(
             (root / split).symlink_to(there / split)
         with pytest.raises(DataError, match=f"pictures in test/ and train/, found none .*{LINK}"):
             listed(root)
+        (root / "README").symlink_to(there)  # what is no split changes nothing
+        with pytest.raises(DataError, match="pictures in test/ and train/, found none"):
+            listed(root)
         (root / TRAIN).unlink()
         with pytest.raises(DataError, match="pictures in train/, found none that can"):
             (root / TEST).unlink()
@@ -380,6 +383,22 @@ def test_labelled_folders_of_which_nothing_can_be_read_are_not_passed_over(
     (tmp_path / "more" / split / "owl").symlink_to(there / TRAIN / CLASSES[0])
     list(pictures.entries(dataset("pictures", tmp_path / "more", labels=labels)))
     assert "no picture can be read in" in caplog.text and "owl/" in caplog.text
+
+
+def test_of_splits_with_other_names_the_one_that_cannot_be_read_is_named(tmp_path, caplog):
+    files = {name.replace("train/", "Training/"): data for name, data in tree(0, 3, 0).items()}
+    root = write_folder(files, tmp_path / "all" / "data")
+    (root / "validation").symlink_to(tmp_path)
+    (root / "Training" / "notes.txt").symlink_to(root / "Training" / "gone.txt")
+    with pytest.raises(DataError, match="labelled pictures in validation/, found none that can"):
+        listed(tmp_path / "all")
+    (root / "validation").unlink()
+    write_folder({f"validation/{name}/1.png": PNG for name in CLASSES}, root)
+    listed(tmp_path / "all")
+    assert not caplog.text
+    (root / "Training" / "v1.0").symlink_to(root / "Training" / CLASSES[0])
+    listed(tmp_path / "all")
+    assert "1 folders of classes: Training/v1.0/" in caplog.text
 
 
 def test_second_links_in_a_tar_are_told_and_labels_are_not_lost_with_them(tmp_path):

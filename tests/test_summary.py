@@ -271,7 +271,7 @@ def test_without_labels_and_transfer_no_network_is_recommended():
     more = {"evaluation": "clusters", "metric": "view_nmi"}
     found = [record(arm, value, **more) for arm, value in (("random", 0.5), ("direct", 0.6))]
     said = " ".join(verdict.sentences(summary.compare(found, ["knn"])))
-    assert "no transfer to recommend" in said and "The network to use" not in said
+    assert "no network of the arm transfer" in said and "The network to use" not in said
 
 
 def layered(test):

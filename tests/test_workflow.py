@@ -95,7 +95,7 @@ def test_model_json_says_what_the_network_is_and_where_it_comes_from(full):
     content = json.loads((folder / "model.json").read_text())
     assert content["backbone"] == {"name": "plain", "strides": [2, 2], "widths": [8, 16]}
     assert content["layers"] == ["conv1", "conv2"] and content["size"] == 28
-    assert content["layer"] == "block2" and content["k"] == 4 and content["teacher"] == "deep"
+    assert content["arm"] == "transfer" and content["k"] == 4 and content["teacher"] == "deep"
     assert content["training"]["epochs"] == 1 and content["task"]["name"] == "classification"
     weights = (folder / "model.safetensors").read_bytes()
     assert content["digest"] == hashlib.sha256(weights).hexdigest()
@@ -192,12 +192,6 @@ def test_a_changed_teacher_training_keeps_teachers_that_are_not_trained(full, tm
     changed = overlay(tmp_path / "x.yaml", values)
     made = [job for job in jobs(again(full, "-n", files=[changed])) if job.startswith("pretext")]
     assert made == [f"pretext_train {name} s0" for name in ("deep", "longer", "own")]
-
-
-def test_another_name_of_an_arm_trains_nothing_again(full, tmp_path):
-    values = {"teachers": {"hog": {"transfer_as": "transfer"}}}
-    planned = jobs(again(full, "-n", files=[overlay(tmp_path / "x.yaml", values)]))
-    assert planned and not [job for job in planned if "train" in job.split()[0]]
 
 
 def test_more_seeds_add_jobs_and_repeat_only_the_judging(full):

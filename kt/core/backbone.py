@@ -30,10 +30,8 @@ class Backbone(nn.Module):
         """Takes the stages in forward order."""
         super().__init__()
         self.stages = nn.ModuleDict(stages)
-        for stage in stages.values():  # or it would write over the map of the stage before
-            first = next(part for part in stage.modules() if not [*part.children()])
-            if getattr(first, "inplace", False):
-                first.inplace = False
+        for stage in stages.values():
+            _spare_input(stage)
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
 
@@ -191,6 +189,17 @@ class Descriptor(nn.Module):
         pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
         maps = np.stack([self.describe(image) for image in pixels]).astype(np.float32)
         return torch.from_numpy(maps).permute(0, 3, 1, 2).to(images.device)
+
+
+def _spare_input(stage: nn.Module) -> None:
+    """Lets a stage that begins in place leave alone what it is given: the map of the one before."""
+    for part in stage.modules():
+        if [*part.children()]:
+            continue
+        if getattr(part, "inplace", False):
+            part.inplace = False
+        if not isinstance(part, nn.Identity | nn.Dropout | nn.Sequential):
+            return
 
 
 def pool(maps: Tensor, edge: int, kind: str = "mean") -> Tensor:

@@ -77,7 +77,9 @@ def _explain(model, fault, key: str) -> str:
     if fault["type"] == "value_error":  # one of ours, which says what was found
         return f"{dotted}: {fault['ctx']['error']}"
     if fault["type"] == "too_short" and not fault["input"]:
-        return f"{dotted}: expected one or more, found {fault['input']}"
+        wanted = fault["ctx"]["min_length"]
+        wanted = "one" if wanted == 1 else wanted
+        return f"{dotted}: expected {wanted} or more, found {fault['input']}"
     return f"{dotted}: {fault['msg']}, found {SHORT.repr(fault['input'])}"
 
 

@@ -139,10 +139,11 @@ class Flag:
 
     def __enter__(self) -> threading.Event:
         """Takes the signals over and gives the event."""
-        _ending.heard = None
         self.event = threading.Event()
         if _ending.unheeded:
             self.event.set()
+        else:
+            _ending.heard = None
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:

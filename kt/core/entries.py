@@ -128,6 +128,9 @@ def _plan(
         ignored, reason = _judge(file, parts, max_pixels)
         if not (ignored or reason):
             hashes.append(hash(clean("/".join(parts))))
+        if reason and not _is_named_as_picture(parts):  # a link may be one to a folder
+            ignored = "link" not in reason
+            parts = (*parts, "")
         layout.see(parts, not (ignored or reason), ignored)
         refused[kind_of(reason)] += bool(reason)
     layout.settle(where, refusals(refused))
@@ -166,6 +169,10 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
+def _is_named_as_picture(parts: tuple[str, ...]) -> bool:
+    return os.path.splitext(parts[-1])[1].lower() in SUFFIXES
+
+
 def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, str]:
     """Gives whether a file is to be ignored, and else why it must not be read, or nothing."""
     if not parts or any(part in ASIDE or part[0] == "." and part != ".." for part in parts):
@@ -174,7 +181,7 @@ def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, s
         return False, "its name leads out of the archive"
     if file.refused:
         return False, file.refused
-    if os.path.splitext(parts[-1])[1].lower() not in SUFFIXES:
+    if not _is_named_as_picture(parts):
         return True, ""
     most = 8 * max_pixels + (1 << 16)
     fault = f"{file.size} bytes, more than {most} for max_pixels = {max_pixels}"

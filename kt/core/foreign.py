@@ -130,7 +130,7 @@ def fit(
     fitted, missing, twice = {}, [], []
     for name, own in wanted.items():
         # A model of this project has its own names.
-        there = found.pop(name, []) or found.pop(_plain(called[name]), [])
+        there = found.pop(name, []) + found.pop(_plain(called[name]), [])
         if len(there) > 1:
             twice += there
         elif there and state[there[0]].shape == own.shape:

@@ -31,8 +31,8 @@ PATIENCE = 60.0  # seconds in which processes that lost their torchrun may save
 def launch(arguments) -> int:
     """Runs this command in several processes; gives the exit code of the step.
 
-    The lowest code is that of the process that failed first, the others were interrupted. Where
-    nobody stopped this one, torchrun interrupted them, since one here or on another node failed.
+    The lowest code is that of the process that failed first, the others were interrupted: by
+    torchrun, where one that failed could not say so and nobody stopped this one.
 
     Raises:
         ConfigError: Several nodes are wanted, and there is no Slurm job around this process.
@@ -55,11 +55,10 @@ def launch(arguments) -> int:
         found = _Processes(command, Path(folder), more)
         code = found.wait()
         codes = [int(path.read_text()) for path in Path(folder).glob("*.code")]
-        begun = len(list(Path(folder).glob("*.pid")))
     stopped = ending.Interrupted.exit_code
-    failed = NODE not in os.environ or len(codes) < begun  # here: one that could not say so
-    if {*codes} == {stopped} and failed and code > 0 and not (found.told or spread):
-        return code  # torchrun's, which was not killed itself
+    failed = len(codes) < arguments.processes and code > 0  # one could not say so
+    if {*codes} == {stopped} and failed and not (found.told or spread):
+        return code
     return min(codes, default=stopped if found.told else code)
 
 

@@ -144,8 +144,8 @@ class SplitFolders:
         """Takes note of a file."""
         if usable:
             self.folders.add(parts[:-1])
-        elif not ignored:  # what has no ending may be a link to a folder
-            self.lost.add(parts[:-1] if "." in parts[-1] else parts)
+        elif not ignored:
+            self.lost.add(parts[:-1])
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""
@@ -153,7 +153,8 @@ class SplitFolders:
         self.depth = _common_depth(pictures)
         tops = {parts[self.depth] for parts in pictures if len(parts) > self.depth + 1}
         self.splits = _splits(tops)
-        self._check_lost(where + refused)
+        common = pictures[0][: self.depth] if pictures else ()
+        self._check_lost(common, where + refused)
         if self.splits:
             inner = (parts[self.depth :] for parts in pictures)
             found = [(self.splits.get(top, ""), *rest) for top, *rest in inner]
@@ -171,26 +172,35 @@ class SplitFolders:
                 "classes, add labels=folders, else they are learned from without labels"
             )
 
-    def _check_lost(self, where: str) -> None:
-        """Refuses splits of which nothing can be read; warns of such classes."""
-        every = [(*folder, "picture") for folder in sorted(self.folders | self.lost)]
-        depth = _common_depth(every)
-        meant = _splits({parts[depth] for parts in every if len(parts) > depth + 1})
-        if lost := sorted({TRAIN, TEST} & {*meant.values()} - {*self.splits.values()}):
-            raise DataError(
-                f"{where}: expected labelled pictures in {'/ and '.join(lost)}/, found none that "
-                "can be read; mend or remove what is there"
+    def _check_lost(self, common: tuple[str, ...], where: str) -> None:
+        """Refuses splits of which nothing can be read; warns of such classes.
+
+        Args:
+            common: The folders above all pictures that can be read.
+            where: The root, for the message.
+        """
+        for depth in range(len(common) + 1):
+            read, other = (
+                {
+                    one[depth]
+                    for one in folders
+                    if len(one) > depth and one[:depth] == common[:depth]
+                }
+                for folders in (self.folders, self.lost)
             )
+            meant, known = _splits(read | other), {POOL, *self.splits.values()}
+            if lost := sorted(name for name in {*meant} - read if meant[name] not in known):
+                raise DataError(
+                    f"{where}: expected labelled pictures in {'/ and '.join(map(clean, lost))}/, "
+                    "found none that can be read; mend or remove what is there"
+                )
+        inner = self.depth + 1
         kept, lost = (
-            {
-                (folder[self.depth], folder[self.depth + 1])
-                for folder in folders
-                if len(folder) > self.depth + 1
-                and self.splits.get(folder[self.depth], POOL) != POOL
-            }
-            for folders in (self.folders, self.lost)
+            {(one[self.depth], class_name(one[inner])) for one in folders if len(one) > inner}
+            for folders in (self.folders, {x for x in self.lost if x[: self.depth] == common})
         )
-        _warn_of_lost({clean("/".join(folder)) for folder in lost - kept}, where)
+        lost = {one for one in lost - kept if self.splits.get(one[0], POOL) != POOL}
+        _warn_of_lost({clean("/".join(one)) for one in lost}, where)
 
     def place(self, parts) -> tuple[str, str | None, str]:
         """Gives split, class and fault of a file."""
@@ -302,8 +312,8 @@ class ClassFolders:
         if usable:
             ranks = self.ranks.setdefault(parts[:-1], array.array("Q"))
             ranks.append(rank_of(clean("/".join(parts))))
-        elif not ignored:  # what has no ending may be a link to a folder
-            self.lost.add(parts[:-1] if "." in parts[-1] else parts)
+        elif not ignored:
+            self.lost.add(parts[:-1])
 
     def settle(self, where, refused) -> None:
         """Decides; raises DataError, see `Layout`."""

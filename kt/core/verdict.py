@@ -180,7 +180,7 @@ def _without_labels(comparison: Comparison) -> list[str]:
     row = next((row for row in comparison.arms if row.arm == "transfer"), None)
     if row is None:
         return [
-            "There is no transfer to recommend: no network was trained on what a teacher says.",
+            "There is no network of the arm transfer to recommend.",
             "A comparison needs labelled images in train/CLASS and test/CLASS.",
         ]
     score = f" ({spread(row.score)} %)" if row.score else ""

@@ -117,8 +117,8 @@ def changed_since(path: str, when: float) -> bool:
         when: Seconds, as of `os.stat`.
     """
     if not os.path.isdir(path):
-        return os.path.exists(path) and _changed(os.stat(path)) > when
-    if _changed(os.stat(path)) > when:
+        return os.path.exists(path) and _changed(path) > when
+    if _changed(path) > when:
         return True
     until, waiting, ours = time.monotonic() + PATIENCE, [path], os.path.abspath("results")
     while waiting:
@@ -129,16 +129,17 @@ def changed_since(path: str, when: float) -> bool:
             if entry.is_dir(follow_symlinks=False):
                 if entry.name[0] != "." and os.path.abspath(entry.path) != ours:
                     waiting.append(entry.path)
-            elif entry.name.endswith(".tar") and _changed(entry.stat()) > when:
+            elif entry.name.endswith(".tar") and _changed(entry.path) > when:
                 return True
             if time.monotonic() > until:
                 return False
     return False
 
 
-def _changed(status: os.stat_result) -> float:
-    """Gives when a file or folder was written, or moved to its place, which may be later."""
-    return max(status.st_mtime, status.st_ctime)
+def _changed(path: str) -> float:
+    """Gives when a file or folder was written, or it or a link moved to its place."""
+    found = os.stat(path), os.lstat(path)
+    return max(time for one in found for time in (one.st_mtime, one.st_ctime))
 
 
 def has_labels(dataset: Dataset) -> bool:
