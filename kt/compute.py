@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("overlays", nargs="*", type=Path, help="laid over config.yaml, in order")
     parser.add_argument(
-        "--images", nargs="*", default=[], metavar="DATASET=N",
+        "--images", nargs="*", action="extend", default=[], metavar="DATASET=N",
         help="number of unlabelled images, where the config says null (all)",
     )  # fmt: skip
     parser.add_argument("--rate", type=_rate, default=1e14, help="operations a second; 1e14")

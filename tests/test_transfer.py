@@ -480,7 +480,7 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     drawing.write_folder(drawing.tree(40, 20, 20, draw=drawing.pattern), tmp_path / "pictures")
     kinds = config.read(ROOT / "presets" / "transfers.yaml")["transfers"]
     kinds["iterated"]["kind"]["layer"] = "conv2"  # the tiny target has two
-    for name in ("similarity", "multi_similarity"):
+    for name in ("similar", "multi_similar"):
         kinds[name]["kind"]["anchors"] = 30
     only = {"teachers": dict.fromkeys(("own", "longer", "untrained", "random")), "transfers": kinds}
     only["evaluations"] = dict.fromkeys(("finetune", "clusters"))
@@ -496,7 +496,7 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     assert running.jobs(again) == []
     for kind, option, value in (
         ("soft", "temperature", 0.07),
-        ("similarity", "anchors", 20),
+        ("similar", "anchors", 20),
         ("balanced", "iterations", 3),
     ):
         other = {"transfers": {kind: {"kind": {option: value}}}}
