@@ -20,7 +20,9 @@ from torch import Tensor, distributed, nn
 from kt.core import hardware
 from kt.core.step import ConfigError
 
-TIMEOUT = datetime.timedelta(minutes=5)  # a lost process ends the others after this, at the latest
+# A lost process ends the others after this, at the latest. Each looks at every byte of its pack
+# first, which from a slow disk may take one of them so much longer.
+TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def size() -> int:
