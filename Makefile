@@ -34,6 +34,8 @@ setup: $(READY) ## make .venv from the pinned requirements; skipped when done
 
 # The stamp comes last, and a set-up starts afresh, so that an interrupted one leaves no trace.
 $(READY): requirements.txt pyproject.toml
+	@if [ -L $(VENV) ]; then echo "error: expected $(VENV) to be a folder, found a link: what it" \
+		"leads to would be emptied; remove the link" >&2; exit 2; fi
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
 		echo "error: expected Python 3.11 or later, found '$(PYTHON)' and as python3" \
 		"$$(python3 --version 2>&1 || true); install one, or name one:" \

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", type=config.json_of(config.Clustering), required=True, help="JSON, see above"
     )
+    parser.add_argument("--memory-mb", type=int, help="instead of the settings': same result")
     parser.add_argument("--seed", type=int, required=True, help="of the first centroids")
     parser.add_argument(
         "--processes", type=int, default=1, help="that share the rows, on each node"
@@ -63,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Fits transform and centroids, in key order, and counts the rows of each cluster."""
     settings, where = arguments.settings, str(arguments.features)
+    if arguments.memory_mb:
+        settings = settings.model_copy(update={"memory_mb": arguments.memory_mb})
     _, k = auto.settled(arguments.choice, arguments.layer, arguments.k)
     if k < 1:
         raise ConfigError(f"--k: expected 1 or more, found {k}")
@@ -81,7 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
     step.check_space(arguments.output, most_bytes(k, dimensions, settings))
     part = own_part()
     made_of = json.dumps(
-        [table.digest(arguments.features), settings.model_dump(), k, arguments.seed]
+        [
+            table.digest(arguments.features),
+            settings.model_dump(exclude={"memory_mb"}),
+            k,
+            arguments.seed,
+        ]
     )
     place = arguments.output.with_name(f".{arguments.output.name}.state")
     reached = Reached(place, json.dumps(made_of), part.number == 1)

@@ -248,7 +248,9 @@ def _with_gpu(job: Job, cost: Cost) -> Cost:
     return cost._replace(gpu=cost.seconds if on_gpu else 0.0)
 
 
-def benchmark(folder: Path, name: str, log: str | Path | None = None) -> Cost | None:
+def benchmark(
+    folder: Path, name: str, log: str | Path | None = None, since: float = 0.0
+) -> Cost | None:
     """Reads what a job did cost; None if it did not run, or was over before it was measured.
 
     Args:
@@ -256,9 +258,10 @@ def benchmark(folder: Path, name: str, log: str | Path | None = None) -> Cost | 
         name: Of the job.
         log: Of a training, in the folder. Snakemake measures the last attempt alone; the log has
             the seconds of all.
+        since: Seconds; what was measured before does not count.
     """
     path = folder / f"results/benchmarks/{name}.tsv"
-    if not path.exists():
+    if not path.exists() or path.stat().st_mtime < since:
         return None
     with open(path, newline="") as file:
         row = next(csv.DictReader(file, delimiter="\t"), {})
@@ -310,7 +313,8 @@ def _spent(folder: Path) -> None:
     if not path.exists():
         raise ConfigError(f"expected a plan at {path}, found none: make one before the run")
     planned = {name: cost or {} for name, cost in step.read_json(path).items()}
-    found = {name: _found(folder, name, cost) for name, cost in planned.items()}
+    since = path.stat().st_mtime
+    found = {name: _found(folder, name, cost, since) for name, cost in planned.items()}
     pairs = {column: _pairs(planned, found, column) for column in COLUMNS}
     shown = [one for one in COLUMNS if one in ALWAYS or any(map(any, pairs[one].values()))]
     heads = [f"{side}{COLUMNS[one][0]}" for one in shown for side in ("planned", "spent")]
@@ -332,9 +336,9 @@ def _row(cells: list[str], widths: list[int]) -> str:
     return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def _found(folder: Path, name: str, planned: dict) -> dict | None:
-    """Gives what a job did cost, by the keys of a plan; None if it did not run."""
-    cost = benchmark(folder, name, planned.get("log"))
+def _found(folder: Path, name: str, planned: dict, since: float) -> dict | None:
+    """Gives what a job did cost, by the keys of a plan; None if it did not run since then."""
+    cost = benchmark(folder, name, planned.get("log"), since)
     output = planned.get("output")
     return cost and cost._asdict() | {"disk": written(folder / output) if output else None}
 

@@ -10,7 +10,7 @@ import hashlib
 from typing import Any
 
 from kt import config
-from kt.config import Config, Plugin, Teacher
+from kt.config import Clustering, Config, Plugin, Teacher
 from kt.core.ending import ConfigError
 from kt.core.layouts import FOLDERS
 from kt.core.lessons import Lesson, all_lessons, lessons
@@ -18,6 +18,9 @@ from kt.core.lessons import Lesson, all_lessons, lessons
 BUDGET_CLASSES = 100
 # Of evaluations: what was judged under another version is not taken over.
 EVALUATE_VERSION = 7
+MEMORY_MB = 2000
+AS_THEY_ARE = {"crop": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+AS_THEY_ARE |= {"balance": False}  # images, every one as often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +211,21 @@ def few_images(settings: Config) -> list[str]:
     return ["--few-images", config.dumps(settings.few_images)]
 
 
+def _plain(task: Plugin) -> Plugin:
+    known = {key: value for key, value in AS_THEY_ARE.items() if key in task.options()}
+    return task.model_copy(update=known)
+
+
+def clustering(settings: Config) -> Clustering:
+    """Gives the settings of k-means with one `memory_mb` for all: no result depends on it."""
+    return settings.clustering.model_copy(update={"memory_mb": MEMORY_MB})
+
+
 def budget(settings: Config, teacher: Teacher) -> list[dict]:
-    """Gives the trainings whose summed cost a teacher may spend: those that happen here."""
+    """Gives the trainings whose summed cost a teacher may spend: those that happen here.
+
+    Of a target's task no augmentation, which costs nothing: a change must not retrain this one.
+    """
     parts = []
     for name in teacher.budget:
         other = settings.teachers.get(name) or settings.targets[name]
@@ -221,7 +237,7 @@ def budget(settings: Config, teacher: Teacher) -> list[dict]:
             {
                 "pack": f"results/data/{dataset}/train-unlabelled.h5",
                 "backbone": backbone(settings, other) if teaches else other.backbone,
-                "task": other.task,
+                "task": other.task if teaches else _plain(other.task),
                 "epochs": epochs(settings, other.training),
                 "few_images": settings.few_images,
                 # Not the k of the run: a new k must not retrain this one; the head costs little.

@@ -83,7 +83,7 @@ rule choose:
         map=lambda w: DESCRIBERS[w.teacher].map,
         pool=lambda w: DESCRIBERS[w.teacher].pool,
         mirror=lambda w: ["--mirror"][: DESCRIBERS[w.teacher].mirror],
-        clustering=dumps(SETTINGS.clustering),
+        clustering=dumps(plan.clustering(SETTINGS)),
         choice=dumps(SETTINGS.choice),
         seed=SETTINGS.seed,
         stage_version=1,

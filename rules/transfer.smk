@@ -21,8 +21,9 @@ rule cluster:
         # A k that a kind of transfer made of that in the config, such as four times it, may be above
         # the number of images. No parameter: a k that gets into the config later is not made again.
         lower=lambda w: int(w.k not in map(str, SETTINGS.clusters)),
+        rows_mb=SETTINGS.clustering.memory_mb,  # no parameter either: the result is the same
     params:
-        settings=dumps(SETTINGS.clustering),
+        settings=dumps(plan.clustering(SETTINGS)),
         choice=choice_options,
         seed=SETTINGS.seed,
         stage_version=2,
@@ -36,6 +37,7 @@ rule cluster:
         " {params.choice:q}"
         " --lower {resources.lower}"
         " --settings {params.settings:q}"
+        " --memory-mb {resources.rows_mb}"
         " --seed {params.seed}"
         " --processes {resources.processes}"
         " --nodes {resources.nodes}"

@@ -61,6 +61,7 @@ def run(path, features, keys, k=3, seed=0, lower=False, **changes):
             seed=seed,
             output=output,
             settings=crafted.clustering(**changes),
+            memory_mb=None,
         )
     )
     return *cluster.read_clusters(output), output

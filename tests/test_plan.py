@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -339,6 +340,10 @@ def test_what_was_planned_is_compared_with_what_was_spent(tmp_path, capsys):
     assert lines[1].split() == "target_train 2 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
     assert lines[2].split()[:3] == ["report", "1", "0"]
     assert lines[3].split() == "all 3 1 1.0 min 1.5 min 2.0 h 1.0 h".split()
+    later = path.stat().st_mtime + 10
+    os.utime(path, (later, later))  # a plan made after it: what ran before is not of it
+    plan._spent(tmp_path)
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["target_train", "2", "0"]
 
 
 def test_gpu_time_and_disk_are_compared_where_both_sides_are_known(tmp_path, capsys):

@@ -172,6 +172,7 @@ def prepared(folder, name: str, order=None) -> argparse.Namespace:
             "layer": "",
             "choice": None,
             "settings": crafted.clustering(),
+            "memory_mb": None,
             "seed": 0,
         }
         cluster.run(argparse.Namespace(features=fit, output=made, **settings))

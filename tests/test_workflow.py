@@ -194,6 +194,17 @@ def test_a_changed_teacher_training_keeps_teachers_that_are_not_trained(full, tm
     assert made == [f"pretext_train {name} s0" for name in ("deep", "longer", "own")]
 
 
+def test_other_memory_of_clustering_makes_but_the_report_again(full, tmp_path):
+    changed = overlay(tmp_path / "x.yaml", {"clustering": {"memory_mb": 1}})
+    assert jobs(again(full, "-n", files=[changed])) == ["report"]
+
+
+def test_other_crops_of_targets_do_not_train_what_has_their_budget(full, tmp_path):
+    values = {"targets": {"small": {"task": {"crop": 0.5, "balance": True}}}}
+    planned = jobs(again(full, "-n", files=[overlay(tmp_path / "x.yaml", values)]))
+    assert planned and not [job for job in planned if job.startswith("pretext_train")]
+
+
 def test_more_seeds_add_jobs_and_repeat_only_the_judging(full):
     planned = jobs(again(full, "-n", config=["seeds=2"]))
     trained = [job for job in planned if "train " in job]

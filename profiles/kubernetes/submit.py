@@ -42,15 +42,18 @@ def main(script: Path) -> None:
     container["command"] = ["sh", "-c", COMMAND, str(script.resolve())]
     container["workingDir"] = os.getcwd()
     given = {name: value for name, value in os.environ.items() if name.startswith("KT_")}
-    container["env"] = [{"name": name, "value": value} for name, value in sorted(given.items())]
+    # What the site's manifest has of both stays.
+    container.setdefault("env", []).extend(
+        {"name": name, "value": value} for name, value in sorted(given.items())
+    )
     memory = f"{asked['mem_mb']}M"
     limits = {"memory": memory}
     if asked.get("gpu"):
         limits["nvidia.com/gpu"] = str(asked["gpu"])
-    container["resources"] = {
-        "requests": {"cpu": str(job["threads"]), "memory": memory},
-        "limits": limits,
-    }
+    requests = {"cpu": str(job["threads"]), "memory": memory}
+    resources = container.setdefault("resources", {})
+    for name, values in (("requests", requests), ("limits", limits)):
+        resources[name] = {**resources.get(name, {}), **values}
     kubectl = ["kubectl", "create", "--filename", "-", "--output", "name"]
     sys.exit(subprocess.run(kubectl, input=json.dumps(manifest), text=True).returncode)
 
