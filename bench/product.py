@@ -263,6 +263,7 @@ def cluster(features: Path, k: int, iterations: int, output: Path) -> None:
             lower=False,
             choice=None,
             settings=values,
+            memory_mb=None,
             seed=0,
             output=output,
             threads=None,

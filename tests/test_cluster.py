@@ -401,6 +401,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
             "k": "20",
             "layer": "",
             "lower": False,
+            "memory_mb": None,
             "choice": None,
             "settings": settings_,
             "seed": 0,

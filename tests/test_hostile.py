@@ -24,7 +24,8 @@ NASTY = 'x\'; touch harmed; "$(touch harmed)`touch harmed`" end'
 # What a command may hold without quotes: numbers that the configuration has checked.
 NUMBERS = {"{threads}", "{params.epochs}", "{params.seed}", "{params.seeds}", "{params.map}",
            "{wildcards.k}", "{wildcards.part}", "{wildcards.parts}",
-           "{resources.processes}", "{resources.nodes}", "{resources.lower}"}  # fmt: skip
+           "{resources.processes}", "{resources.nodes}", "{resources.lower}",
+           "{resources.rows_mb}"}  # fmt: skip
 
 
 class Payload:
