@@ -103,9 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
     backbone = model.fresh(arguments.backbone, arguments.seed)
     backbone.mean, backbone.std = context.mean.clone(), context.std.clone()
     task = build_task(arguments.task, context)
-    learned = len(pack)
-    if arguments.budget_of:
-        learned = images.layout(arguments.budget_of).shape[0]
+    learned = images.layout(arguments.budget_of).shape[0] if arguments.budget_of else len(pack)
     epochs = more_epochs(arguments, learned)
     if arguments.budget_of:
         learned -= training.number_held_out(learned)

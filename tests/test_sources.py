@@ -403,8 +403,8 @@ def test_of_splits_with_other_names_the_one_that_cannot_be_read_is_named(tmp_pat
 
 def test_second_links_in_a_tar_are_told_and_labels_are_not_lost_with_them(tmp_path):
     root = write_folder(tree(4, 3, 3), tmp_path / "all")
-    pool = sorted((root / POOL).rglob("*.png"))
-    for path, first in zip(sorted((root / TRAIN).rglob("*.png")), pool, strict=False):
+    pool, train = (sorted((root / split).rglob("*.png")) for split in (POOL, TRAIN))
+    for path, first in zip(train, pool[: len(train)], strict=True):
         path.unlink()
         os.link(first, path)
     with tarfile.open(tmp_path / "all.tar", "w") as file:
