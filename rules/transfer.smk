@@ -26,7 +26,7 @@ rule cluster:
         settings=dumps(plan.clustering(SETTINGS)),
         choice=choice_options,
         seed=SETTINGS.seed,
-        stage_version=2,
+        stage_version=3,
     message:
         "cluster {wildcards.teacher} {wildcards.layer} k={wildcards.k}"
     shell:

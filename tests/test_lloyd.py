@@ -11,7 +11,7 @@ from kt.core import blocks, lloyd
 
 
 def slow_kmeans(rows, k, iterations, spherical, seed):
-    """Lloyd's algorithm row by row in float64; empty clusters halve the largest."""
+    """Lloyd's algorithm row by row in float64; empty clusters halve the one that scatters most."""
     rows, objective = rows.astype(np.float64), []
     centroids = lloyd.first_rows(rows, k, seed)
     for _ in range(iterations):
@@ -24,12 +24,15 @@ def slow_kmeans(rows, k, iterations, spherical, seed):
         sizes = np.bincount(labels, minlength=k)
         centroids = np.array([rows[labels == c].mean(0) if sizes[c] else before[c]
                               for c in range(k)])  # fmt: skip
+        scatter = np.array([((rows[labels == c] - centroids[c]) ** 2).sum() for c in range(k)])
         for empty in np.flatnonzero(sizes == 0):
-            large = sizes.argmax()
+            wide = scatter.argmax()
+            if scatter[wide] < 1e-9:
+                break
             apart = np.where(np.arange(rows.shape[1]) % 2, 1 - 1 / 1024, 1 + 1 / 1024)
-            centroids[empty] = centroids[large] * apart
-            centroids[large] = centroids[large] * (2 - apart)
-            sizes[empty], sizes[large] = sizes[large] // 2, sizes[large] - sizes[large] // 2
+            centroids[empty] = centroids[wide] * apart
+            centroids[wide] = centroids[wide] * (2 - apart)
+            scatter[empty] = scatter[wide] = scatter[wide] / 2
     return centroids, np.array(objective)
 
 
@@ -62,7 +65,7 @@ def test_iterations_are_those_of_a_slow_plain_reference(small_blocks, tmp_path, 
     assert np.allclose(found, wanted, atol=1e-4)
 
 
-def test_an_empty_cluster_takes_half_of_the_largest_as_in_the_slow_reference(small_blocks):
+def test_an_empty_cluster_takes_half_of_the_widest_as_in_the_slow_reference(small_blocks):
     rows = np.repeat(gaussians(5, 4), [40, 3, 3, 3, 3], 0)  # so first rows are often the same
     rows = rows[np.random.default_rng(0).permutation(52)]
     wanted, trace = slow_kmeans(rows, 5, 4, False, 3)
@@ -70,6 +73,44 @@ def test_an_empty_cluster_takes_half_of_the_largest_as_in_the_slow_reference(sma
     assert len(np.unique(lloyd.first_rows(rows, 5, 3), axis=0)) < 5
     assert np.allclose(found, wanted, atol=1e-4)
     assert np.allclose(objective, trace[: len(objective)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_row_that_is_repeated_very_often_leaves_no_cluster_empty(share, offset):
+    """A blank picture, say: its cluster has the most rows, and no half of them can be taken."""
+    rows = gaussians(3000, 16) + np.float32(offset)
+    rows[: int(share * 3000)] = rows[0]
+    centroids, _ = lloyd.kmeans(rows, 60, 20, 1, False, 1)
+    labels, _ = lloyd.assign(rows, centroids)
+    assert (np.bincount(labels, minlength=60) > 0).all()
+    assert len(set(labels[: int(share * 3000)])) == 1
+
+
+@pytest.mark.parametrize("width", [3, 64, 128])
+def test_equal_rows_get_one_label_whatever_stands_twice(width):
+    rows = np.repeat(gaussians(5, width), [900, 3, 40, 700, 1], 0)
+    rows = rows[np.random.default_rng(0).permutation(len(rows))]
+    centroids, objective = lloyd.kmeans(rows, 20, 30, 1, False, 0)
+    labels, _ = lloyd.assign(rows, centroids)
+    pairs = {(row.tobytes(), label) for row, label in zip(rows, labels, strict=True)}
+    assert len(pairs) == len(set(labels)) == 5 and objective[-1] <= 1e-6 * objective[0] + 1e-6
+    some = np.concatenate([centroids[:3], gaussians(17, width, 1)])
+    some[[11, 19]] = some[3]
+    again = np.repeat(some[3:4], 3001, 0)
+    assert set(lloyd.assign(again, some)[0]) == {3}
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_one_outlier_does_not_blur_the_labels_of_the_others(size):
+    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    rows[7] *= size
+    centroids = np.concatenate([rows[100:119], rows[7:8]])
+    labels, _ = lloyd.assign(rows, centroids)
+    wide = rows.astype(np.float64)[:, None] - centroids.astype(np.float64)
+    distances = (wide**2).sum(2)
+    chosen = distances[np.arange(2000), labels]
+    assert (chosen - distances.min(1) <= 1e-4 * distances.min(1) + 1e-4).all()
 
 
 @pytest.mark.parametrize("spherical", [False, True])

@@ -20,6 +20,7 @@ from kt.core.spread import Spread, spread
 RESTART = 15486557  # between the seeds of two restarts, as faiss has it
 SPLIT = 1 / 1024  # how far the halves of a split cluster are set apart, as in faiss
 SCORES = 8 << 20  # bytes of one matrix product
+NEVER = -1e37  # of a float32 score: below all others
 
 
 def kmeans(
@@ -90,7 +91,9 @@ def _run(
     while len(objective) < iterations and not ended:
         before, (sums, sizes) = centroids, _sums(rows, centroids)
         objective.append(_objective(centroids, sums, sizes, squares, spherical))
-        centroids = _update(centroids, sums, sizes)
+        centroids = _means(centroids, sums, sizes)
+        if not sizes.all():
+            centroids = _split(centroids, sizes, _scatter(rows, before, centroids, sizes))
         if spherical:
             centroids = _normalised(centroids)
         ended = np.array_equal(before, centroids) or len(objective) == iterations
@@ -134,20 +137,48 @@ def _objective(centroids, sums, sizes, squares: float, spherical: bool) -> float
     return max(0.0, squares - 2 * inner + float(sizes @ (wide * wide).sum(1)))
 
 
-def _update(centroids: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Gives the means; an empty cluster takes half of the one that is the largest by then.
-
-    Both halves get its mean, set apart a little, as in faiss; there the one to split is drawn.
-    """
-    filled, sizes = sizes > 0, sizes.copy()
+def _means(centroids: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Gives the means; an empty cluster keeps its centroid."""
+    filled = sizes > 0
     means = centroids.copy()
     means[filled] = sums[filled] / sizes[filled, None]
-    apart = np.where(np.arange(centroids.shape[1]) % 2, 1 - SPLIT, 1 + SPLIT).astype(np.float32)
-    for empty in np.flatnonzero(~filled):
-        large = sizes.argmax()
-        means[empty], means[large] = means[large] * apart, means[large] * (2 - apart)
-        sizes[empty] = sizes[large] // 2
-        sizes[large] -= sizes[empty]
+    return means
+
+
+def _scatter(rows: Spread, before: np.ndarray, means: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Gives each cluster's sum of squared distances to its mean, (K,) float64; 0 if all rows agree.
+
+    A pass of its own, which only iterations with empty clusters take.
+    """
+    labels_of = labeller(before)
+
+    def part(first: int, block: np.ndarray) -> np.ndarray:
+        labels, distances = labels_of(block, True)
+        return np.bincount(labels, distances, len(before))
+
+    around = rows.total(sum(blocks.each(part, rows), np.zeros(len(before))))
+    moved = sizes * ((means.astype(np.float64) - before) ** 2).sum(1)
+    # What rounding alone leaves of equal rows: of the difference, and of float32 coordinates.
+    rounding = np.maximum(1e-6 * around, 1e-13 * sizes * (means.astype(np.float64) ** 2).sum(1))
+    return np.where(around - moved > rounding, around - moved, 0.0)
+
+
+def _split(means: np.ndarray, sizes: np.ndarray, scatter: np.ndarray) -> np.ndarray:
+    """Lets each empty cluster take half of the one that scatters most by then.
+
+    Both halves get its mean, set apart a little, as in faiss; there the one to split is drawn by
+    its number of rows. By their number alone it would ever again be a picture that many images
+    repeat, of which no half can be taken (ours). Where all rows of all clusters agree, a cluster
+    stays empty.
+    """
+    means, scatter = means.copy(), scatter.copy()
+    apart = np.where(np.arange(means.shape[1]) % 2, 1 - SPLIT, 1 + SPLIT).astype(np.float32)
+    for empty in np.flatnonzero(sizes == 0):
+        wide = scatter.argmax()
+        if scatter[wide] == 0:
+            break
+        means[empty], means[wide] = means[wide] * apart, means[wide] * (2 - apart)
+        scatter[empty] = scatter[wide] = scatter[wide] / 2
     return means
 
 
@@ -186,14 +217,20 @@ def labeller(centroids: np.ndarray) -> Callable[[np.ndarray, bool], tuple]:
     """Gives a function from rows (n, E) float32 to nearest centroids (n,) int64 and distances.
 
     The nearest centroid has the largest x c - c^2 / 2: one matrix product, with a column of ones in
-    the rows for the second term. Both are taken from the centroids' mean, or little would be left
-    of differences far from zero. Squared distances (n,) float32 are then taken row by row, or not
-    at all (None) where the second argument says so.
+    the rows for the second term. Both are taken from the centroids' median, or little would be left
+    of differences far from zero; a mean would follow one centroid that is an outlier. Of equal
+    centroids the first is the nearest, or rounding would tell equal rows apart. Squared distances
+    (n,) float32 are then taken row by row, or not at all (None) where the second argument says so.
     """
-    centre = centroids.mean(0, dtype=np.float64).astype(np.float32)
+    middle = len(centroids) // 2
+    centre = np.partition(centroids, middle, 0)[middle]
     moved = centroids - centre
     lengths = (moved.astype(np.float64) ** 2).sum(1)
     matrix = np.concatenate([moved.T, -0.5 * lengths[None]]).astype(np.float32)
+    first: dict[bytes, int] = {}
+    for number, one in enumerate(centroids + 0.0):  # no -0.0
+        if first.setdefault(one.tobytes(), number) != number:
+            matrix[-1, number] = NEVER
     best = _best_column(matrix)
     most = max(64, min(1024, SCORES // (4 * len(centroids))))
 
