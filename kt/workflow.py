@@ -13,11 +13,11 @@ from kt import config
 from kt.config import Clustering, Config, Plugin, Teacher
 from kt.core.ending import ConfigError
 from kt.core.layouts import FOLDERS
-from kt.core.lessons import Lesson, all_lessons, lessons
+from kt.core.lessons import ONE, Lesson, all_lessons, lessons
 
 BUDGET_CLASSES = 100
 # Of evaluations: what was judged under another version is not taken over.
-EVALUATE_VERSION = 7
+EVALUATE_VERSION = 8
 MEMORY_MB = 2000
 AS_THEY_ARE = {"crop": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 AS_THEY_ARE |= {"balance": False}  # images, every one as often
@@ -87,10 +87,9 @@ def _taught(settings: Config, target: str, lesson: Lesson) -> Judged:
     arms = {settings.teachers[name].transfer_as for name, _ in lesson.sources}
     arm = next((one for one in ("transfer", "untrained", "hog") if one in arms), min(arms))
     folder = f"results/targets/{target}/{lesson.origin}/s{{seed}}"
-    kind = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
     return _judged(
         settings, f"{target}/{lesson.origin}", folder, arm, settings.seeds, target=target,
-        teacher=lesson.teacher, teacher_layer=lesson.layer, k=lesson.k if kind.BY_K else None,
+        teacher=lesson.teacher, teacher_layer=lesson.layer, k=None if lesson.k == ONE else lesson.k,
         transfer=lesson.transfer,
     )  # fmt: skip
 

@@ -28,6 +28,53 @@ from kt.core.ending import Flag
 from kt.core.optimiser import Optimiser
 from kt.core.step import DataError, Interrupted
 
+PLACED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # parts that decide where a map's cells lie
+
+
+def stride(backbone: Backbone, layer: str) -> float:
+    """Gives the pixels from one cell of a layer's map to the next."""
+    small, large = (backbone.map_shape(size, layer)[1] for size in (256, 512))
+    return 256 / max(large - small, 1)
+
+
+def first_centre(backbone: Backbone, layer: str) -> float:
+    """Gives the pixel, from 0, in whose middle lies the middle of what a layer's first cell sees.
+
+    Without padding a map begins well inside the picture: at pixel 17 in this project's AlexNet,
+    which a box or a mask of a whole cell would miss. Convolutions and poolings are followed where
+    they stand in a row; branches move nothing where they are padded by half of what they see, as
+    residual blocks are. Of anything else cells are taken to tile the picture (ours).
+    """
+    centre, jump = 0.0, 1.0
+    for name, stage in backbone.up_to(layer).items():
+        for part in _row(stage):
+            moves = [_moved(one) for one in part.modules() if isinstance(one, PLACED)]
+            if isinstance(part, PLACED):
+                centre += moves[0] * jump
+                jump *= _first(part.stride)
+            elif any(moves):
+                return (stride(backbone, layer) - 1) / 2
+        jump = stride(backbone, name if name in backbone.layers else layer)
+    return centre
+
+
+def _row(stage: nn.Module) -> list[nn.Module]:
+    """Gives the parts of a stage in the order of computation."""
+    if isinstance(stage, nn.Sequential):
+        return [part for one in stage for part in _row(one)]
+    return [stage]
+
+
+def _moved(part: nn.Module) -> float:
+    """Gives how far a part's first cell lies from its input's, in cells of the input."""
+    half = _first(getattr(part, "dilation", 1)) * (_first(part.kernel_size) - 1) / 2
+    named = {"same": half, "valid": 0}
+    return half - (named[part.padding] if part.padding in named else _first(part.padding))
+
+
+def _first(value: int | tuple[int, ...]) -> int:
+    return value[0] if isinstance(value, tuple) else value
+
 
 class Trunk(nn.Module):
     """A copy of a backbone up to a layer, to be trained on.
@@ -48,6 +95,7 @@ class Trunk(nn.Module):
         self.channels = {name: backbone.map_shape(size, name)[0] for name in kept}
         self.out_channels = self.channels[last]
         self.layers = kept
+        self.before = 0  # pixels of the mean colour that stand above and left of a picture
         self.backbone = Backbone(copy.deepcopy(backbone.up_to(last)))
         self.backbone.mean.copy_(backbone.mean)
         self.backbone.std.copy_(backbone.std)
@@ -55,6 +103,8 @@ class Trunk(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps normalised pictures (B, 3, H, W) to the last map (B, M, h, w) float32."""
+        if self.before:
+            pictures = functional.pad(pictures, (self.before, 0, self.before, 0))
         return self.maps(pictures, self.layers[-1:])[self.layers[-1]]
 
     def maps(self, pictures: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -93,9 +143,9 @@ class Classifier(nn.Module):
 class FCN(nn.Module):
     """A fully convolutional network (Long et al., CVPR 2015).
 
-    A 1x1 convolution scores each place of the last map; scores are enlarged bilinearly, on their
-    way to the picture's size those of earlier layers are added (FCN-16s, FCN-8s), which begin as
-    zeros.
+    A 1x1 convolution scores each place of the last map; scores are enlarged bilinearly, each cell's
+    from the middle of what it sees, on their way to the picture's size those of earlier layers are
+    added (FCN-16s, FCN-8s), which begin as zeros.
     """
 
     def __init__(self, trunk: Trunk, skips: Sequence[str], num_classes: int):
@@ -109,6 +159,10 @@ class FCN(nn.Module):
         self.last = order[-1]
         found = {trunk.backbone.check_layer(name) for name in skips} - {self.last}
         self.skips = sorted(found, key=order.index, reverse=True)
+        self.cells = {
+            name: (first_centre(trunk.backbone, name), stride(trunk.backbone, name))
+            for name in (self.last, *self.skips)
+        }
         self.heads = nn.ModuleDict(
             {n: nn.Conv2d(trunk.channels[n], num_classes, 1) for n in (self.last, *self.skips)}
         )
@@ -119,14 +173,39 @@ class FCN(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps normalised pictures (B, 3, H, W) to scores (B, C, H, W) float32."""
         maps = self.trunk.maps(pictures, [self.last, *self.skips])
-        scores = self.heads[self.last](maps[self.last])
+        scores, cells = self.heads[self.last](maps[self.last]), self.cells[self.last]
         for name in self.skips:
-            scores = _enlarged(scores, maps[name].shape[-2:]) + self.heads[name](maps[name])
-        return _enlarged(scores, pictures.shape[-2:])
+            finer = self.heads[name](maps[name])
+            scores = enlarged(scores, cells, finer.shape[-2:], self.cells[name]) + finer
+            cells = self.cells[name]
+        return enlarged(scores, cells, pictures.shape[-2:], (0.0, 1.0))
 
 
-def _enlarged(scores: Tensor, size) -> Tensor:
-    return functional.interpolate(scores, tuple(size), mode="bilinear", align_corners=False)
+def enlarged(scores: Tensor, cells, size: Sequence[int], finer) -> Tensor:
+    """Reads scores (B, C, h, w) bilinearly at a finer grid's cells; beyond the border as there.
+
+    Two products, since their backward pass is deterministic everywhere.
+
+    Args:
+        scores: Of a grid.
+        cells: The pixel of its first cell's middle, and the pixels from one cell to the next.
+        size: (H, W) of the finer grid.
+        finer: The same of its cells.
+
+    Returns:
+        (B, C, H, W).
+    """
+    rows, columns = (
+        _read_at(number, side, cells, finer).to(scores)
+        for number, side in zip(size, scores.shape[-2:], strict=True)
+    )
+    return rows @ scores @ columns.T
+
+
+def _read_at(number: int, side: int, cells, finer) -> Tensor:
+    """Gives what each of `side` cells adds to each of `number` places, (number, side) float32."""
+    places = ((finer[0] + torch.arange(number) * finer[1] - cells[0]) / cells[1]).clamp(0, side - 1)
+    return (1 - (places[:, None] - torch.arange(side)).abs()).clamp(min=0)
 
 
 @dataclasses.dataclass

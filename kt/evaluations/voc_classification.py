@@ -322,7 +322,7 @@ def tuned(backbone, root, names, truth, data, options: Options, seed: int):
         each = functional.binary_cross_entropy_with_logits(
             scores, wanted.clamp(min=0), wanted.abs(), reduction="sum"
         )
-        return each / wanted.abs().sum().clamp(min=1)
+        return each / len(wanted)  # not the mean over the classes, for which no usual lr is made
 
     job = voc_training.Job(
         network, names["trainval"], load, loss, options.finetune, seed, "VOC2007 fine-tuning",

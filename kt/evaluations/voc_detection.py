@@ -20,6 +20,10 @@ FROZEN = False
 CHOOSES = False
 YEAR = "VOC2007"
 SUPPRESSED = 0.3  # overlap from which the better box of a class stays (Girshick, ICCV 2015)
+RANKED = (
+    12_000,
+    6_000,
+)  # regions of a picture before overlapping ones go: training, test (Ren et al.)
 
 Above0 = Annotated[float, Field(gt=0)]
 
@@ -96,15 +100,15 @@ def check_stride(backbone, layer: str | None) -> None:
     Raises:
         ConfigError: It is not.
     """
+    from kt.core import voc_training
     from kt.core.step import ConfigError
 
-    small, large = (backbone.map_shape(size, layer)[1] for size in (256, 512))
-    stride = 256 / max(large - small, 1)
+    layer = backbone.check_layer(layer)
+    stride = voc_training.stride(backbone, layer)
     if stride not in (1, 2, 4, 8, 16, 32, 64):
         raise ConfigError(
             f"layer: expected one whose map has a stride of 1, 2, 4, ... 64 pixels, found "
-            f"{backbone.check_layer(layer)} with {stride:.1f}; take another of "
-            f"{', '.join(backbone.layers)}"
+            f"{layer} with {stride:.1f}; take another of {', '.join(backbone.layers)}"
         )
 
 
@@ -116,10 +120,12 @@ def build(backbone, options: Options):
     from torchvision.ops import MultiScaleRoIAlign
 
     from kt.core import voc
-    from kt.core.voc_training import Trunk
+    from kt.core.voc_training import Trunk, first_centre
 
     check_stride(backbone, options.layer)
     trunk = Trunk(backbone, options.layer, options.min_size, options.training)
+    # Anchors and regions take cell i to lie at i strides from the picture's edge.
+    trunk.before = int(first_centre(backbone, trunk.layers[-1]) + 0.5)
     return FasterRCNN(
         trunk,
         min_size=options.min_size,
@@ -127,6 +133,8 @@ def build(backbone, options: Options):
         image_mean=backbone.mean.tolist(),
         image_std=backbone.std.tolist(),
         rpn_anchor_generator=AnchorGenerator((tuple(options.anchors),), (tuple(options.ratios),)),
+        rpn_pre_nms_top_n_train=max(RANKED[0], options.proposals),
+        rpn_pre_nms_top_n_test=max(RANKED[1], options.proposals),
         rpn_post_nms_top_n_train=options.proposals,
         rpn_post_nms_top_n_test=options.proposals,
         box_roi_pool=MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2),
