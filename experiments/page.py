@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kt.core import charts, summary, verdict
-from kt.core.intervals import TIE, Interval, outcome
+from kt.core.intervals import ROUNDING, TIE, Interval, outcome
 from kt.core.records import ARMS, RIGHT, Column, Record, grouped
 
 WORDS = {
@@ -173,7 +173,7 @@ def said(gap: Interval, equal: bool, images: bool) -> str:
     if gap.n == 1:
         return "one seed alone"
     found = outcome(gap)
-    if found != "unjudged" and gap.images and abs(gap.mean) + gap.half <= TIE:
+    if found != "unjudged" and gap.images and abs(gap.mean) + gap.half <= TIE + ROUNDING:
         return WORDS["beats"] if equal else "no difference"
     clear = found in ("beats", "behind")
     word = f"does not hold, it is {VERBS[found]}" if equal and clear else WORDS[found]

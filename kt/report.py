@@ -19,7 +19,14 @@ from kt.core import figures, pictures, step, summary, table, verdict
 from kt.core.auto import AUTO
 from kt.core.checking import plugin, plugins
 from kt.core.images import read_labels, read_pack
-from kt.core.records import as_csv, read_evaluation, sort_records, with_choice, with_targets
+from kt.core.records import (
+    as_csv,
+    read_evaluation,
+    settled,
+    sort_records,
+    with_choice,
+    with_targets,
+)
 from kt.core.step import ConfigError, DataError, log
 
 FEW = 10  # images a cluster, on average, below which a remark is made
@@ -68,8 +75,8 @@ def run(arguments) -> None:
     facts = {
         "models": models,
         "puzzles": read_puzzles(arguments.puzzles, models),
-        "gallery": read_gallery(arguments, records, comparisons[0], settings),
-        "clusters": [pictures.describe_clusters(path) for path in arguments.pseudo_labels],
+        "gallery": read_gallery(arguments, records, comparisons[0], settings, choices),
+        "clusters": [described(path, choices) for path in arguments.pseudo_labels],
         "data": [REPORT | step.read_json(path) for path in arguments.data_report],
         "settings": settings,
     }
@@ -144,7 +151,15 @@ def read_puzzles(paths: Sequence[Path], models) -> list[pictures.Puzzles]:
     ]
 
 
-def read_gallery(arguments, records, comparison, settings) -> dict[str, Any] | None:
+def described(path: Path, choices) -> dict[str, Any]:
+    """Says what a table of pseudo-labels is of, with what was chosen in the place of `auto`."""
+    found = pictures.describe_clusters(path)
+    if choice := choices.get(found["teacher"]):
+        found["layer"], found["k"] = settled(choice, found["layer"], found["k"])
+    return found
+
+
+def read_gallery(arguments, records, comparison, settings, choices) -> dict[str, Any] | None:
     """Draws clusters of the teacher of the chosen transfer model, where they are given."""
     model = comparison.chosen.get("transfer")
     if model is None or not arguments.pack:
@@ -161,7 +176,7 @@ def read_gallery(arguments, records, comparison, settings) -> dict[str, Any] | N
             labels = read_labels(arguments.labels[0]) if arguments.labels else None
             groups = pictures.gallery(path, read_pack(arguments.pack[0]), labels)
             kind = kind_of_transfer(record, settings)
-            return {"groups": groups, **wanted, "k": config.get("k"), **kind}
+            return {"groups": groups, **described(path, choices), **kind}
     return None
 
 
@@ -207,7 +222,9 @@ def step_seconds(models, origins, data) -> list[tuple[str, float]]:
     for model in models:
         kind = "target" if figures.is_target(model) else "pretext"
         name = f"{kind}: {model.get('arm') or model['name']}"
-        total[name] = total.get(name, 0.0) + model.get("provenance", {}).get("seconds", 0.0)
+        last, log = model.get("provenance", {}).get("seconds", 0.0), model.get("log")
+        every = log[-1].get("seconds", 0.0) if log else 0.0  # of an interrupted one all attempts
+        total[name] = total.get(name, 0.0) + max(last, every)
     for name, origin in origins:
         total[name] = total.get(name, 0.0) + origin.get("seconds", 0.0)
     return sorted(((n, s) for n, s in total.items() if s > 0), key=lambda row: (-row[1], row[0]))
@@ -224,10 +241,13 @@ def backbone_file(comparison, models, arm: str = "transfer") -> Path | None:
     return found[0]["folder"] / "model.safetensors" if found else None
 
 
-def better_files(comparison, models) -> list[tuple[str, Path]]:
-    """Lists the arms that transfer falls behind, and the file of the chosen network of each."""
-    found = ((arm, backbone_file(comparison, models, arm)) for arm in verdict.ahead(comparison))
-    return [(arm, path) for arm, path in found if path]
+def better_files(comparison, models) -> list[tuple[str, str, Path]]:
+    """Lists the arms that transfer falls behind, in what, and the file of the network of each."""
+    found = (
+        (arm, quantity, backbone_file(comparison, models, arm))
+        for arm, quantity in verdict.ahead(comparison)
+    )
+    return [(arm, quantity, path) for arm, quantity, path in found if path]
 
 
 def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[str]:
@@ -242,12 +262,13 @@ def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[s
         found.append(f"A look: effort {effort:g} trains for that share of the epochs.")
     use = settings.get("use") or {}
     pool = (data.get(use.get("cluster"), {}).get("splits") or {}).get("train-unlabelled") or {}
-    largest = max((k for k in settings.get("clusters", []) if k != AUTO), default=0)
+    factor = finest(settings)
+    largest = factor * max((k for k in settings.get("clusters", []) if k != AUTO), default=0)
     if (images := pool.get("images", 0)) and images < FEW * largest:
         found.append(
-            f"k = {largest} for {verdict.whole(images)} images: {images / largest:.1f} a cluster "
+            f"k = {largest:g} for {verdict.whole(images)} images: {images / largest:.1f} a cluster "
             "on average, of which little can be learned; fewer clusters may do better, such as "
-            f"clusters={max(2, images // (2 * FEW))}."
+            f"clusters={max(2, int(images / (2 * FEW * factor)))}."
         )
     judged_on = data.get(use.get("evaluate"), {})
     classes = ((judged_on.get("splits") or {}).get("test") or {}).get("classes")
@@ -261,16 +282,27 @@ def remarks(settings: dict[str, Any], data: dict[str, dict[str, Any]]) -> list[s
     return found
 
 
+def finest(settings: dict[str, Any]) -> float:
+    """Gives what kinds of transfer multiply k by at most; 0 where all of them learn from features.
+
+    Without any in the settings there is the paper's kind.
+    """
+    kinds = [entry.get("kind") or {} for entry in settings.get("transfers", {}).values()]
+    named = [(kind, plugin("transfers", kind["name"])) for kind in kinds if kind.get("name")]
+    found = [max(kind.get("factors", [1])) for kind, module in named if module.BY_K]
+    return max(found, default=0 if named else 1)
+
+
 def plain_summary(comparisons, models, page: Path, remarks: Sequence[str] = ()) -> str:
     """Gives verdict, table and the places of backbone and report as text."""
     parts = []
     for comparison in comparisons:
         if len(comparisons) > 1:
             parts.append(f"Target {comparison.target}")
-        parts.append(
-            "per cent, ± 95 % over seeds and test images, * best without all labels; seconds to "
-            "train one"
-        )
+        over = verdict.covered(comparison.columns, comparison.arms, verdict.PAGE_ALONE)
+        notes = ["per cent", over and f"± 95 % {over}"]
+        notes.append("* best without all labels" if verdict.is_labelled(comparison) else "")
+        parts += verdict.wrapped([", ".join(filter(None, notes)) + "; seconds to train one"])
         parts.append(verdict.plain_table(comparison.columns, comparison.arms))
         parts += verdict.wrapped(
             [*verdict.sentences(comparison), verdict.scope(comparison), *remarks]
@@ -278,7 +310,10 @@ def plain_summary(comparisons, models, page: Path, remarks: Sequence[str] = ()) 
         remarks = ()  # once
         if file := backbone_file(comparison, models):
             parts.append(f"backbone  {file}")
-        parts += [f"better    {path}  ({arm})" for arm, path in better_files(comparison, models)]
+        parts += [
+            f"better    {path}  ({arm}, {quantity})"
+            for arm, quantity, path in better_files(comparison, models)
+        ]
     return "\n\n".join([*parts, f"report    {page}"]) + "\n"
 
 
@@ -311,6 +346,7 @@ def render(records, comparisons, facts: dict[str, Any]) -> str:
         colours={**{name: name for name in verdict.ARMS}, **figures.COLOURS},
         dataset=", ".join(sorted({record["dataset"] for record in records})),
         labelled=any(verdict.is_labelled(comparison) for comparison in comparisons),
+        unchosen=verdict.UNCHOSEN,
         drawn=any(record.get("draw") is not None for record in records),
         split_fields=_split_fields(facts["data"]),
         version=step.provenance()["version"],
@@ -325,7 +361,8 @@ def _view(comparison, models) -> dict[str, Any]:
         "sentences": verdict.sentences(comparison),
         "scope": verdict.scope(comparison),
         "score_name": verdict.SCORES[comparison.rule],
-        "rule": verdict.RULES[comparison.rule],
+        "rule": verdict.RULES.get(comparison.rule),
+        "covered": verdict.covered(comparison.columns, comparison.arms),
         "heads": [verdict.title(column) for column in comparison.columns],
         "backbone": backbone_file(comparison, models),
         "better": better_files(comparison, models),

@@ -15,7 +15,7 @@ from test_features import teacher
 
 from kt import choose, cluster, config
 from kt import workflow as plan
-from kt.core import auto, judge, lessons, step, views
+from kt.core import auto, judge, lessons, records, step, views
 from kt.core.step import ConfigError, DataError
 
 # ---------------------------------------------------------------------------- the measure
@@ -245,6 +245,13 @@ def test_the_workflow_chooses_and_the_report_says_what(tmp_path):
     assert f"{layer} k {k}" in (results / "report/index.html").read_text()
     again = running.workflow(tmp_path / "run", pictures, files=files)
     assert "Nothing to be done" in running.output(again)
+
+
+def test_what_has_no_k_names_its_layer_alone():
+    record = {"teacher": "deep+hog", "teacher_layer": "auto+hog", "k": None}
+    choice = {"layer": "block2", "k": {"block2": 50}}
+    assert records.with_choice(record, {"deep": choice})["chosen"] == "block2"
+    assert records.with_choice({**record, "k": "auto"}, {"deep": choice})["chosen"] == "block2 k 50"
 
 
 def test_mirrored_features_are_the_same_for_an_image_and_its_mirror_image(tmp_path):

@@ -1,5 +1,7 @@
 """Pictures of the report: puzzles put back together, clusters and their groups."""
 
+import dataclasses
+
 import made_up
 import numpy as np
 import pytest
@@ -60,6 +62,28 @@ def test_purity_counts_only_known_labels():
     shares, frequent = pictures.purities(clusters, truth)
     assert shares[0] == pytest.approx(2 / 3) and frequent[0] == 2
     assert np.isnan(shares[[1, 2]]).all() and shares[3] == 1
+
+
+def test_a_few_known_labels_speak_for_no_cluster(tmp_path):
+    pack, truth, keys, labels = made_up.write_pack(tmp_path)
+    path = made_up.write_pseudo_labels(tmp_path, keys, labels)
+    whole, rng = read_labels(truth), np.random.default_rng(0)
+
+    def shown(number):
+        """The gallery if so many labels are known."""
+        known = np.isin(np.arange(len(keys)), rng.permutation(len(keys))[:number])
+        some = dataclasses.replace(whole, labels=np.where(known, whole.labels, -1))
+        return pictures.gallery(path, read_pack(pack), some), known
+
+    groups, _ = shown(12)
+    assert list(groups) == ["Largest", "Tightest", "Loosest"]
+    groups, known = shown(450)
+    assert list(groups) == ["Largest", "Purest", "Most mixed"]
+    with table.read(path, "pseudo_labels", {"labels": 1}) as file:
+        of_key = dict(zip(table.strings(file, "keys"), file["clusters"][...], strict=True))
+    for cluster in [*groups["Purest"], *groups["Most mixed"]]:
+        inside = [of_key[key] == cluster.number for key in keys]
+        assert cluster.known == (known & inside).sum() >= min(10, cluster.size)
 
 
 def test_groups_of_clusters_share_no_cluster_and_skip_empty_ones():

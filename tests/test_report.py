@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kt import report
-from kt.core import step
+from kt.core import figures, step
 from kt.core.checking import plugin, plugins
 
 
@@ -201,6 +201,19 @@ def test_the_seconds_of_an_arm_are_one_network_and_its_teacher(run):
     assert seconds["small/deep/block2/k100"] == 20 + 140
     totals = dict(report.step_seconds(models, [], [{"seconds": 2.5}]))
     assert totals["ingest"] == 2.5 and totals["pretext: direct"] == 3 * 60
+    (direct, *_) = [model for model in models if model["name"] == "direct"]
+    direct["log"][-1]["seconds"] = 1000  # of all attempts; the last one took 60
+    assert dict(report.step_seconds(models, [], []))["pretext: direct"] == 2 * 60 + 1000
+
+
+def test_an_arm_of_two_targets_has_two_lines_with_names_inside_the_drawing(run):
+    models = [report.read_model(folder) for folder in run.models]
+    one = next(model for model in models if model["name"] == "direct")
+    several = [{**one, "name": f"own{number}", "seed": 0} for number in range(25)]
+    drawn = str(figures.pretext_curves(several))
+    assert all(f"own{number}" in drawn for number in range(25))
+    heights = [float(y) for y in re.findall(r'<text x="[\d.]+" y="([-\d.]+)"', drawn)]
+    assert len(heights) > 25 and min(heights) > 0
 
 
 @pytest.mark.parametrize("kind", plugins("transfers"))

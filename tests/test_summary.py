@@ -218,6 +218,7 @@ def test_seeds_that_only_one_of_two_arms_has_do_not_count():
         (Interval(0.05, 0.01, 3, 49), "unjudged"),
         (Interval(0.05, 0.01, 3, 50), "beats"),
         (Interval(0.0, 0.0, 3), "tie"),
+        *[(Interval(high - low, 0.0, 3), "tie") for high, low in ((0.62, 0.6), (0.42, 0.4))],
     ],
 )
 def test_a_gap_counts_only_beyond_its_interval_and_two_points(gap, expected):
@@ -341,14 +342,14 @@ def test_a_control_that_is_better_stands_in_the_main_sentence_and_its_network_be
     comparison = summary.compare(found, ["knn"])
     first, second = verdict.sentences(comparison)
     assert "it falls behind hog by 10.0" in first and "hog" not in second
-    assert verdict.ahead(comparison) == ["hog"]  # and not the one with all labels
+    assert verdict.ahead(comparison) == [("hog", "k-NN top-1")]  # and not the one with all labels
     models = [
         {"name": name, "seed": 0, "folder": tmp_path / arm}
         for arm, name in comparison.chosen.items()
     ]
     text = report.plain_summary([comparison], models, tmp_path / "index.html")
     assert f"backbone  {tmp_path / 'transfer/model.safetensors'}" in text
-    assert f"better    {tmp_path / 'hog/model.safetensors'}  (hog)" in text
+    assert f"better    {tmp_path / 'hog/model.safetensors'}  (hog, k-NN top-1)" in text
 
 
 def test_a_look_and_uneven_classes_are_remarked_on():
@@ -363,6 +364,11 @@ def test_a_look_and_uneven_classes_are_remarked_on():
     (few,) = report.remarks(small, pool)
     assert "k = 50 for 300 images: 6.0 a cluster" in few and "clusters=15" in few
     assert report.remarks(small | {"clusters": ["auto", 30]}, pool) == []
+    kinds = {"transfers": {"finer": {"kind": {"name": "multi_k", "factors": [0.5, 4]}}}}
+    (few,) = report.remarks(small | kinds | {"clusters": [20]}, pool)
+    assert "k = 80 for 300 images: 3.8 a cluster" in few and "clusters=3." in few
+    kinds = {"transfers": {"alike": {"kind": {"name": "similarity", "anchors": 9}}}}
+    assert report.remarks(small | kinds, pool) == []  # no k, no small clusters
     assert report.remarks({}, {}) == report.remarks(settings | {"effort": 1}, {"images": {}}) == []
 
 
@@ -410,6 +416,48 @@ def test_a_handful_of_test_images_is_not_judged():
 def test_without_an_arm_to_compare_with_the_verdict_says_so():
     said = verdict.sentences(summary.compare(run_of({"transfer": [0.8]}), ["knn"]))
     assert said == ["There is nothing to compare: the results hold no arm to compare it with."]
+    of_clusters = {"evaluation": "clusters", "metric": "nmi"}
+    found = run_of({"transfer": [0.8], "direct": [0.7]}, **of_clusters)
+    (said,) = verdict.sentences(summary.compare(found, ["knn"]))
+    assert "no evaluation gives a score that arms are compared by (top-1, mAP or mIoU)" in said
+
+
+def test_the_scope_speaks_of_what_the_run_has():
+    """Of an mAP no image is known to be right: nothing on test images, nor on few labels."""
+    scores = {"transfer": [0.8, 0.81, 0.8], "direct": [0.5], "random": [0.4, 0.41, 0.4]}
+    found = run_of(scores, evaluation="voc_classification", metric="map_11")
+    said = verdict.scope(summary.compare(found, []))
+    assert "paired by seed (1 to 3 of them); ± is the 95 % interval over seeds alone: " in said
+    assert "test image" not in said and "few labels" not in said
+    assert "Of one seed there is none, and nothing is judged." in said
+    few = verdict.scope(summary.compare([one | {"n": 40} for one in found], []))
+    assert "With fewer than 50 test images nothing is judged." in few
+    found = run_of(scores, evaluation="finetune", labels_per_class=10)
+    assert "the draw of the few labels" in verdict.scope(summary.compare(found, []))
+
+
+def test_a_table_says_what_its_intervals_are_over():
+    def covered(*found, hidden=()):
+        comparison = summary.compare([one for part in found for one in part], ["knn"])
+        return verdict.covered(comparison.columns, comparison.arms, hidden)
+
+    several = [record("transfer", 0.6, seed) | answers(0.6) for seed in range(3)]
+    one = [record("transfer", 0.6) | answers(0.6)]
+    nmi = run_of({"transfer": [0.4, 0.5, 0.4]}, evaluation="clusters", metric="nmi")
+    assert covered(several) == "over seeds and test images"
+    assert covered(several, nmi) == "over seeds and test images (NMI: seeds alone)"
+    assert covered(several, nmi, hidden=["nmi"]) == "over seeds and test images"
+    assert (covered(one), covered(nmi)) == ("over test images", "over seeds")
+    assert covered(run_of({"transfer": [0.8]})) == ""
+
+
+def test_where_nothing_chose_the_report_says_so():
+    found = run_of({"transfer": [0.8, 0.7], "direct": [0.7, 0.6]})
+    comparison = summary.compare(found, [])
+    assert comparison.rule == "" and comparison.differences
+    only = run_of({"transfer": [0.8]}, evaluation="clusters", metric="view_nmi")
+    said = verdict.sentences(summary.compare(only, ["knn"])._replace(rule=""))
+    assert "Nothing was measured to choose by: the first of each arm by name stands." in said[1]
 
 
 @given(st.integers(1, 9), st.integers(1, 4))

@@ -160,7 +160,8 @@ def _end_names(
     ends: list[tuple[str, str, float]], x: float, top: float, bottom: float
 ) -> list[Markup]:
     """Writes the names beside the ends of the lines, moved apart where they would overlap."""
-    gap, parts, limit = 15.0, [], top
+    gap = min(15.0, (bottom - top) / max(1, len(ends) - 1))  # closer where there are very many
+    parts, limit = [], top
     placed = []
     for name, colour, y in sorted(ends, key=lambda end: end[2]):
         limit = max(y, limit)

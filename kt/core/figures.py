@@ -85,8 +85,10 @@ def pretext_curves(models: Sequence[Model]) -> Markup | None:
     chances = {found for m in shown if (found := chance(m))}
     level = ("chance", min(chances)) if len(chances) == 1 else None
     free = iter([*COLOURS] * len(shown))
-    colours = [m.get("arm") or next(free) for m in shown]
-    named = [{**m, "name": m.get("arm") or m["name"]} for m in shown]
+    arms = [m.get("arm") for m in shown]  # two targets have an arm each
+    once = [arm if arms.count(arm) == 1 else None for arm in arms]
+    colours = [arm or next(free) for arm in once]
+    named = [{**m, "name": arm or m["name"]} for m, arm in zip(shown, once, strict=True)]
     return _curves(named, colours, "pretext labels of unseen images predicted", level)
 
 

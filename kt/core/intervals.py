@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TIE = 0.02  # smaller gaps count as none: a choice of ours, see docs/explanation.md
+ROUNDING = 1e-9  # .62 - .60 is a little more than .02 in floats, .42 - .40 a little less
 FEWEST_SEEDS, FEWEST_IMAGES = 2, 50  # that say how far a gap may be chance (ours)
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
@@ -90,6 +91,6 @@ def outcome(gap: Interval, images: int = 0) -> str:
     """
     if gap.n < FEWEST_SEEDS or 0 < (gap.images or images) < FEWEST_IMAGES:
         return "unjudged"
-    if abs(gap.mean) <= max(TIE, gap.half or 0.0):
+    if abs(gap.mean) <= max(TIE, gap.half or 0.0) + ROUNDING:
         return "tie"
     return "beats" if gap.mean > 0 else "behind"

@@ -41,7 +41,18 @@ class Puzzles(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """One cluster: its images nearest to the centroid side by side, and what is known of it."""
+    """One cluster: its images nearest to the centroid side by side, and what is known of it.
+
+    Attributes:
+        number: Of the cluster.
+        strip: The images, as a PNG data URI.
+        size: Images in it.
+        shown: Images in the strip.
+        distance: Mean squared distance to the centroid.
+        purity: Share of the most frequent class of the `known` images; None where none is known.
+        name: Of that class.
+        known: Images whose label is known.
+    """
 
     number: int
     strip: str
@@ -50,6 +61,7 @@ class Cluster(NamedTuple):
     distance: float
     purity: float | None
     name: str
+    known: int
 
 
 def png(image: np.ndarray) -> str:
@@ -171,8 +183,10 @@ def gallery(path: Path, pack: Pack, labels: Labels | None) -> dict[str, list[Clu
     purity, frequent = purities(clusters, truth)
     sizes = np.bincount(clusters)
     distance = np.bincount(clusters, distances) / np.maximum(sizes, 1)
-    known = bool((truth >= 0).any())
-    heads = ("Largest", "Purest", "Most mixed") if known else ("Largest", "Tightest", "Loosest")
+    known = np.bincount(clusters[truth >= 0], minlength=len(sizes))
+    enough = (known >= np.minimum(sizes, PER_CLUSTER)) & (sizes > 0)  # to speak of purity
+    pure = 2 * enough.sum() >= (sizes > 0).sum()
+    heads = ("Largest", "Purest", "Most mixed") if pure else ("Largest", "Tightest", "Loosest")
 
     def describe(number: int) -> Cluster:
         inside = np.flatnonzero(clusters == number)
@@ -182,9 +196,10 @@ def gallery(path: Path, pack: Pack, labels: Labels | None) -> dict[str, list[Clu
         images = pack.images[rows[nearest]].transpose(0, 2, 3, 1)
         strip = png(np.concatenate([fit(image, 32) for image in images], axis=1))
         size = len(inside)
-        return Cluster(number, strip, size, len(nearest), float(distance[number]), share, name)
+        mean, few = float(distance[number]), int(known[number])
+        return Cluster(number, strip, size, len(nearest), mean, share, name, few)
 
-    groups = interesting(sizes, np.nan_to_num(purity) if known else -distance)
+    groups = interesting(sizes, np.where(enough, purity, np.nan) if pure else -distance)
     return {
         head: list(map(describe, group)) for head, group in zip(heads, groups, strict=True) if group
     }
@@ -204,11 +219,12 @@ def interesting(sizes: np.ndarray, quality: np.ndarray) -> tuple[list[int], list
 
     Args:
         sizes: (K,) images in each cluster; empty ones are never picked.
-        quality: (K,) higher is better.
+        quality: (K,) higher is better; NaN where it is not known, which is neither.
     """
     order = [int(n) for n in np.argsort(-sizes, kind="stable") if sizes[n]]
     each = max(1, min(PER_GROUP, len(order) // 3))
     rest = order[each:]
+    rest = [n for n in rest if not np.isnan(quality[n])]
     filled = [n for n in rest if sizes[n] >= PER_CLUSTER]
     rest = sorted(filled if len(filled) >= 2 * each else rest, key=lambda n: -quality[n])
     return order[:each], rest[:each], rest[each:][-each:][::-1]

@@ -116,10 +116,15 @@ def with_choice(record: Record, choices: Mapping[str, Mapping[str, Any]]) -> Rec
         record["teacher"].split("+"), record["teacher_layer"].split("+"), strict=True
     ):
         if choice := choices.get(teacher):
-            named = choice["layer"] if layer == AUTO else layer
-            k = choice["k"].get(named) if record["k"] == AUTO else record["k"]
-            found.append(f"{named} k {k}")
+            named, k = settled(choice, layer, record["k"])
+            found.append(named if k is None else f"{named} k {k}")
     return record | ({"chosen": ", ".join(found)} if found else {})
+
+
+def settled(choice: Mapping[str, Any], layer: str, k: int | str | None) -> tuple[str, Any]:
+    """Gives the layer and k that a teacher's choice puts in the place of `auto`."""
+    named = choice["layer"] if layer == AUTO else layer
+    return named, choice["k"].get(named) if k == AUTO else k
 
 
 def sort_records(

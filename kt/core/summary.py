@@ -32,11 +32,19 @@ HIDDEN = ("validation_top1", "validation_map", "mean_class_accuracy")  # not amo
 
 
 class Difference(NamedTuple):
-    """Transfer minus one control, paired by seed; `outcome` is as `intervals.outcome` says."""
+    """Transfer minus one control, paired by seed.
+
+    Attributes:
+        control: Name of the arm.
+        interval: Of the gap.
+        outcome: As `intervals.outcome` says.
+        images: Of the test, 0 where it is not known.
+    """
 
     control: str
     interval: Interval
     outcome: str
+    images: int
 
 
 class Cell(NamedTuple):
@@ -258,7 +266,11 @@ def _differences(records, columns, chosen) -> dict[Column, list[Difference]]:
         images = min(
             (r.get("n") or 0 for r in arms["transfer"] if column_of(r) == column), default=0
         )
-        found[column] = [Difference(arm, gap, outcome(gap, images)) for arm, gap in pairs if gap]
+        found[column] = [
+            Difference(arm, gap, outcome(gap, images), gap.images or images)
+            for arm, gap in pairs
+            if gap
+        ]
     return {column: gaps for column, gaps in found.items() if gaps}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kt.core.intervals import FEWEST_IMAGES, TIE, Interval
 from kt.core.records import Column
-from kt.core.summary import Cell, Comparison, Difference, Row
+from kt.core.summary import CONTROLS, Cell, Comparison, Difference, Row
 
 PM = "\u00a0±\u00a0"  # never broken at the end of a line
 NAMES = {
@@ -34,8 +34,8 @@ RULES = {
     "validation_top1": "highest top-1 on a held-out part of train",
     "view_nmi": "the rule without labels (clusters of two augmented views of the same images agree "
     "best)",
-    "": "nothing was measured to choose by, the first of each arm stands",
 }
+UNCHOSEN = "nothing was measured to choose by: the first of each arm by name stands"
 PAGE_ALONE = ("hungarian",)  # the default run's other columns fill the width of the plain table
 MAIN = ("direct", "random")  # what people did before, and nothing at all
 VERBS = {
@@ -110,8 +110,7 @@ def sentences(comparison: Comparison) -> list[str]:
     if not is_labelled(comparison):
         return _without_labels(comparison)
     if not comparison.differences:
-        lacking = "no arm to compare it with" if "transfer" in comparison.chosen else "no transfer"
-        return [f"There is nothing to compare: the results hold {lacking}."]
+        return [f"There is nothing to compare: {_lacking(comparison)}."]
     ours = next(row for row in comparison.arms if row.arm == "transfer")
     subject = f"transfer ({ours.about})" if ours.about else "transfer"
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
@@ -128,6 +127,14 @@ def sentences(comparison: Comparison) -> list[str]:
     ]
 
 
+def _lacking(comparison: Comparison) -> str:
+    if "transfer" not in comparison.chosen:
+        return "the results hold no transfer"
+    if not set(CONTROLS) & set(comparison.chosen):
+        return "the results hold no arm to compare it with"
+    return "no evaluation gives a score that arms are compared by (top-1, mAP or mIoU)"
+
+
 def _gaps(column: Column, gaps: Sequence[Difference]) -> str:
     """Says how far transfer is from each control, without a judgement."""
     parts = [f"{EXPLAINED.get(gap.control, gap.control)} {spread(gap.interval)}" for gap in gaps]
@@ -139,11 +146,11 @@ def rivals(gaps: Sequence[Difference]) -> list[Difference]:
     return [gap for gap in gaps if gap.outcome in ("tie", "behind") and gap.control != "supervised"]
 
 
-def ahead(comparison: Comparison) -> list[str]:
-    """Lists the controls without labels that transfer falls behind in the main quantity."""
+def ahead(comparison: Comparison) -> list[tuple[str, str]]:
+    """Lists the controls without labels that transfer falls behind, each with the main quantity."""
     order = sorted(comparison.differences, key=lambda column: column.evaluation == "linear")
     gaps = comparison.differences[order[0]] if order else []
-    return [gap.control for gap in rivals(gaps) if gap.outcome == "behind"]
+    return [(gap.control, long_title(order[0])) for gap in rivals(gaps) if gap.outcome == "behind"]
 
 
 def _sentence(subject: str, column: Column, gaps: Sequence[Difference]) -> str:
@@ -184,10 +191,12 @@ def _without_labels(comparison: Comparison) -> list[str]:
             "A comparison needs labelled images in train/CLASS and test/CLASS.",
         ]
     score = f" ({spread(row.score)} %)" if row.score else ""
+    rule = f"It was chosen within its arm by {RULES.get(comparison.rule)}{score}"
+    auto = row.about.partition(" (")[2]  # what it stood for
     return [
-        f"The network to use is {row.model}.",
+        f"The network to use is {row.model}{auto and f' ({auto}'}.",
         "Without labels its accuracy cannot be known, nor whether transfer beats the other arms. "
-        f"It was chosen within its arm by {RULES[comparison.rule]}{score}.",
+        f"{rule if comparison.rule else UNCHOSEN.capitalize()}.",
         *_agreeing_more(comparison, row),
         "A comparison needs labelled images in train/CLASS and test/CLASS.",
     ]
@@ -204,9 +213,10 @@ def _agreeing_more(comparison: Comparison, chosen: Row) -> list[str]:
 
 def scope(comparison: Comparison) -> str:
     """Says what the intervals cover, and what they do not."""
-    found = [gap.interval for gaps in comparison.differences.values() for gap in gaps]
-    if not found:
+    every = [gap for gaps in comparison.differences.values() for gap in gaps]
+    if not every:
         return ""
+    found = [gap.interval for gap in every]
     seeds = sorted({one.n for one in found})
     ties = f"aps below {100 * TIE:.0f} points are ties"
     blind = [
@@ -214,7 +224,7 @@ def scope(comparison: Comparison) -> str:
         for column, gaps in comparison.differences.items()
         if not all(gap.interval.images for gap in gaps)
     ]
-    few = min((one.images for one in found if one.images), default=FEWEST_IMAGES)
+    few = min((gap.images for gap in every if gap.images), default=FEWEST_IMAGES)
     if seeds == [1]:
         why = "One seed: how much another training would change is not known, so nothing is judged"
         if not any(one.images for one in found):
@@ -222,18 +232,46 @@ def scope(comparison: Comparison) -> str:
         none = f", none for {_enumerate(blind)}" if blind else ""
         return f"{why}; ± is over the draw of the test images alone{none}. Give seeds=3."
     number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    seen = any(one.images for one in found)
+    drawn = ["the training of the target"]
+    drawn += ["the draw of the few labels"] if any(map(amount, comparison.differences)) else []
+    drawn += ["the draw of the test images"] if seen else []
     parts = [
-        f"Differences are paired by seed ({number} of them) and test image; ± is the 95 % interval "
-        "over both: the training of the target, the draw of the few labels and of the test images."
+        f"Differences are paired by seed ({number} of them){' and test image' if seen else ''}; "
+        f"± is the 95 % interval over {'both' if seen else 'seeds alone'}: {_enumerate(drawn)}."
     ]
-    if blind:
+    if blind and seen:
         parts.append(f"It is over seeds alone for {_enumerate(blind)}.")
     if seeds[0] == 1:
-        parts.append("Of one seed it is over the test images alone, and nothing is judged.")
+        lone = any(one.images for one in found if one.n == 1)
+        over = "it is over the test images alone" if lone else "there is none"
+        parts.append(f"Of one seed {over}, and nothing is judged.")
     if few < FEWEST_IMAGES:
         parts.append(f"With fewer than {FEWEST_IMAGES} test images nothing is judged.")
     parts.append("Each gap is judged by itself: of twenty that are none, one may seem to be one.")
     return " ".join([*parts, f"Training the teacher again is not in it: g{ties}, too."])
+
+
+def covered(columns: Sequence[Column], rows: Sequence[Row], hidden: Sequence[str] = ()) -> str:
+    """Says what the intervals of a table are over, "" where no number has one.
+
+    Args:
+        columns: Of the table.
+        rows: Of the table.
+        hidden: Metrics that are not shown.
+    """
+    found = [
+        (title(column), cell.interval)
+        for row in rows
+        for column, cell in zip(columns, row.cells, strict=True)
+        if cell and cell.interval.half is not None and column.metric not in hidden
+    ]
+    seen = {name for name, one in found if one.images}
+    over = ["seeds"] if any(one.n > 1 for _, one in found) else []
+    over += ["test images"] if seen else []
+    blind = [] if over != ["seeds", "test images"] else [n for n, _ in found if n not in seen]
+    alone = f" ({_enumerate(list(dict.fromkeys(blind)))}: seeds alone)" if blind else ""
+    return f"over {' and '.join(over)}{alone}" if over else ""
 
 
 def wrapped(paragraphs: Sequence[str], width: int = 100) -> list[str]:
