@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     with tables.read(arguments.features) as found:
         number, dimensions = found.rows.shape
     if arguments.lower and k > number:
-        step.log.info("cluster: k = %d is lowered to half of the %d images", k, number)
+        step.log.warning("cluster: k = %d is lowered to half of the %d images", k, number)
         k = max(2, number // 2)
     if number < k:
         raise ConfigError(

@@ -5,11 +5,7 @@ TRAINED = sorted(
     | {f"results/teachers/{name}/s0" for name in plan.at_work(SETTINGS)}
     | {found.folder for name, found in DESCRIBERS.items() if name not in SETTINGS.teachers}
 )
-SOURCES = sorted(
-    {(*source, one.k) for one in lessons.lessons(SETTINGS).values() for source in one.sources},
-    key=str,  # of a number and `auto` neither is less
-)
-SHOWN = [pseudo_labels_of(*source) for source in SOURCES]
+SHOWN = [pseudo_labels_of(*source) for source in lessons.shown(SETTINGS)]
 
 
 rule evaluate:

@@ -197,6 +197,17 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path):
     assert np.array_equal(first[2].projection, second[2].projection)
 
 
+@pytest.mark.parametrize("changes", [{}, {"pca": 4, "whiten": True}, {"spherical": True}])
+def test_one_cluster_brings_the_transform_of_any_k(tmp_path, changes):
+    """Kinds of transfer that learn from features take it from there."""
+    rows = gaussians(200, 6)
+    keys = [f"{number:03d}.png" for number in range(200)]
+    one, several = (run(tmp_path / str(k), rows, keys, k, **changes) for k in (1, 7))
+    assert one[0].shape == (1, one[2].width) and np.isfinite(one[0]).all() and one[1] == [200]
+    for name in ("mean", "projection", "l2"):
+        assert np.array_equal(getattr(one[2], name), getattr(several[2], name)), name
+
+
 def test_the_table_says_sizes_objective_and_settings(tmp_path):
     rows, labels = blobs(60, 3)
     centroids, sizes, transform, path = run(tmp_path, rows, crafted.names(60), redo=5)

@@ -276,7 +276,7 @@ def test_unknown_experiments_are_refused_with_the_known_ones(monkeypatch, capsys
 
 def test_simclr_is_given_what_a_target_cost_with_all_that_stands_behind_it(tmp_path):
     settings = config.resolve(ROOT, {"images": "x"})
-    found, both = lessons.lessons(settings), "multi_similarity/deep+hog/block2+hog/k100"
+    found, both = lessons.lessons(settings), "multi_similarity/deep+hog/block2+hog/k1"
     jobs = {
         "target_train/small-deep/block2/k100-s0": 1, f"target_train/small-{both}-s0": 2,
         "pseudo_labels/deep-block2-k100-images-train-unlabelled": 4,

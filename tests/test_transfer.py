@@ -113,19 +113,26 @@ def test_a_kind_that_says_so_teaches_the_same_at_every_k(name):
     assert same != module.BY_K
 
 
-def test_a_lesson_that_does_not_differ_by_k_is_trained_once():
+@pytest.mark.parametrize("clusters", [[100, 50], [50], ["auto", 7], ["auto"]])
+def test_a_lesson_that_does_not_differ_by_k_is_one_training_at_any_k(clusters):
     settings = config.resolve(
         ROOT,
         {
-            "clusters": [100, 50],
+            "clusters": clusters,
             "transfers": {
                 "alike": {"kind": {"name": "similarity", **OPTIONS["similarity"]}, "of": ["hog"]},
-                "hard": {"of": ["hog"]},
+                "hard": {"of": ["deep"]},
             },
         },
     )
-    assert [model.describe["k"] for model in plan.transfers(settings)] == [100, 50, None]
-    assert [model.name.split("/")[-1] for model in plan.transfers(settings)][-1] == "k100"
+    models = plan.transfers(settings)
+    assert [model.describe["k"] for model in models] == [*clusters, None]
+    assert models[-1].name == "small/alike/hog/hog/k1"
+    lesson = lessons.lessons(settings)["alike/hog/hog/k1"]
+    assert all("auto" not in str(one) for one in lessons.lesson_tables(settings, lesson).values())
+    shown = [k for teacher, _, k in lessons.shown(settings) if teacher == "hog"]
+    assert shown == [k for k in clusters if k != "auto"][:1]
+    assert "hog" not in lessons.choices(settings)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -264,6 +271,32 @@ def test_balanced_clusters_are_equally_large_and_agree_with_plain_sinkhorn():
     assert (labels == plan.argmax(1)).all()
     uneven = np.bincount(one.labels.numpy(), minlength=K)
     assert np.ptp(np.bincount(labels, minlength=K)) < 0.5 * np.ptp(uneven)
+
+
+def test_balancing_ends_when_every_cluster_has_its_share_and_not_before():
+    rows = torch.nn.functional.normalize(torch.randn(600, 8, generator=torch.manual_seed(0)))
+    centroids, module = rows[:12] * 0.7, config.plugin("transfers", "balanced")
+    most = {it: module.balanced(rows, centroids, 0.02, it).bincount() for it in (1, 5, 500)}
+    spread = {number: int(sizes.max() - sizes.min()) for number, sizes in most.items()}
+    assert spread[500] < spread[5] <= spread[1]
+    found = module.balanced(rows, centroids, 0.02, 5000)
+    plan = torch.exp(-(torch.cdist(rows, centroids).double() ** 2) / 0.02)
+    for _ in range(5000):
+        plan /= plan.sum(1, keepdim=True)
+        plan /= plan.sum(0) / 50
+    assert (found == plan.argmax(1)).float().mean() > 0.98
+
+
+def test_a_teacher_that_is_named_twice_teaches_once():
+    kind = {"kind": {"name": "multi_teacher", "factors": [1]}}
+    settings = config.resolve(
+        ROOT,
+        {
+            "teachers": {"deep": {"layers": ["block3"]}},
+            "transfers": {"both": {**kind, "of": ["deep", "deep/block3", "hog"]}},
+        },
+    )
+    assert "both/deep+hog/block3+hog/k100" in lessons.lessons(settings)
 
 
 def test_balanced_does_not_depend_on_how_many_rows_are_taken_at_a_time(monkeypatch):
@@ -507,11 +540,13 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
         )
         trained = [job for job in planned if job.startswith("target_train")]
         assert trained and all(f" {kind}/" in job for job in trained), (kind, planned)
-    # k = 8 stands already, as twice 4 of multi_k: nothing that was made of it is made again.
-    more = running.workflow(
-        tmp_path, tmp_path / "pictures", "-n", files=files, config=["clusters=[4,8]"]
-    )
-    planned = running.jobs(more)
-    assert any(job.startswith("target_train") and "k8" in job for job in planned)
-    assert not [job for job in planned if job.startswith("target_train") and "k4" in job]
-    assert "cluster deep block2 k=8" not in planned and "cluster deep block2 k=32" in planned
+    # k = 8 stands already, as twice 4 of multi_k: nothing that was made of it is made again; nor
+    # are kinds that learn from features, whether 8 stands beside 4 or in its place.
+    for clusters in ("[4,8]", "[8]"):
+        more = running.workflow(
+            tmp_path, tmp_path / "pictures", "-n", files=files, config=[f"clusters={clusters}"]
+        )
+        planned = running.jobs(more)
+        trained = [job for job in planned if job.startswith("target_train")]
+        assert trained and all("k8" in job for job in trained), trained
+        assert "cluster deep block2 k=8" not in planned and "cluster deep block2 k=32" in planned

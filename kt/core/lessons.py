@@ -10,6 +10,7 @@ import dataclasses
 from kt import config
 from kt.config import AUTO, Config
 
+ONE = 1  # k of kinds that learn from features: only the transform is taken; no `clusters` may be 1
 WHOLE = 10**6  # a k whose parts show the factors that a kind multiplies it by
 
 
@@ -20,7 +21,7 @@ class Lesson:
     Attributes:
         transfer: Name of the kind's settings in the config.
         sources: Teacher and layer, more than one where a kind takes several together.
-        k: Number of clusters, or `auto`; the first one for a kind whose lessons do not differ by k.
+        k: Number of clusters, or `auto`; `ONE` for a kind whose lessons do not differ by k.
         round: Which one of a kind with rounds; 0 is the last, the one that is judged.
     """
 
@@ -57,8 +58,9 @@ def lessons(settings: Config) -> dict[str, Lesson]:
             layers = [layer] if layer else settings.teachers[teacher].layers
             sources += [(teacher, one) for one in layers]
         module = config.plugin("transfers", transfer.kind.name)
+        sources = list(dict.fromkeys(sources))  # `of` may name a layer twice
         groups = [tuple(sources)] if module.TOGETHER else [(source,) for source in sources]
-        numbers = settings.clusters if module.BY_K else settings.clusters[:1]
+        numbers = settings.clusters if module.BY_K else [ONE]
         found += [Lesson(name, group, k) for group in groups if group for k in numbers]
     return {lesson.origin: lesson for lesson in found}
 
@@ -135,6 +137,21 @@ def sources(settings: Config, lesson: Lesson) -> tuple[tuple[str, str], ...]:
     kind = config.plugin("transfers", settings.transfers[lesson.transfer].kind.name)
     layer = kind.teaching_layer(options, settings)
     return (*kept, (_graduate(options, before), layer))
+
+
+def shown(settings: Config) -> list[tuple[str, str, int | str]]:
+    """Lists teacher, layer and k of the clusters that the report may show, sorted.
+
+    Those that teach; of a teacher's layer whose features teach, those of the first k that is given.
+    """
+    numbers = [k for k in settings.clusters if k != AUTO][:1]
+    found = {
+        (*source, k)
+        for lesson in lessons(settings).values()
+        for source in lesson.sources
+        for k in (numbers if lesson.k == ONE else [lesson.k])
+    }
+    return sorted(found, key=str)  # of a number and `auto` neither is less
 
 
 def all_lessons(settings: Config) -> dict[str, Lesson]:

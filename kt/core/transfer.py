@@ -6,8 +6,8 @@ beside it, one file each in `kt/transfers`, and every kind trains the same targe
 A file has `Options`, `clusters(options, k)`, the numbers of clusters that it needs at k,
 `build(options, taught, seed)`, which gives a `Transfer`, and three constants: NEEDS, "labels" or
 "features" of the images; TOGETHER, whether all teachers that `of` names teach at once; BY_K,
-whether what is taught differs by k. If not, there is one training, with the first k, whose clusters
-only bring the transform of the features.
+whether what is taught differs by k. If not, there is one training at any k, with a clustering into
+one cluster, `k1` in paths, that only brings the transform of the features.
 """
 
 from __future__ import annotations

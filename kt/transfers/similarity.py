@@ -1,8 +1,11 @@
-"""Similarity to anchor images: the target's own map of distances shall be the teacher's.
+"""Similarity to anchor images: what the target says of them shall be what the teacher says.
 
 Source: CompRess (Abbasi Koohpayegani et al., NeurIPS 2020), in the form with one memory: the
 target's output is led into the teacher's space and compared with the teacher's rows of the anchors.
-The anchors are a fixed draw of images, not a queue (ours): teachers do not change here.
+The anchors are a fixed draw of images, not a queue (ours): teachers do not change here. So an image
+may be its own anchor, and at a low temperature it then is nearly all of the distribution: what the
+target learns is to tell each image from all others in the teacher's space, as in instance
+discrimination (docs/explanation.md has figures).
 """
 
 from __future__ import annotations
