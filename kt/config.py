@@ -53,14 +53,37 @@ __all__ = [
 # ---------------------------------------------------------------------------- reading
 
 
+class Loader(yaml.SafeLoader):
+    """The safe loader; of a key that stands twice YAML would silently keep the second value."""
+
+    def compose_mapping_node(self, anchor):
+        """Reads one mapping.
+
+        Raises:
+            YAMLError: A key stands twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            line = key.start_mark.line + 1
+            if (first := lines.setdefault(key.value, line)) != line:
+                raise yaml.YAMLError(
+                    f"{key.value!r} stands twice, in lines {first} and {line}; put what belongs to "
+                    "it in one place"
+                )
+        return node
+
+
 def read(path: Path) -> dict[str, Any]:
     """Reads one YAML file with the safe loader.
 
     Raises:
-        ConfigError: It is missing, not YAML, or not a mapping.
+        ConfigError: It is missing, not YAML, not a mapping, or says a key twice.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, *CRASHES) as error:

@@ -61,8 +61,9 @@ def read_config():
             clustered = settings.datasets[settings.use.cluster].path == settings.images
             if clustered and number < largest:
                 raise schema.ConfigError(
-                    f"clusters: k = {largest} is more than the {number} pictures "
-                    f"in {settings.images}; choose a smaller k or more pictures"
+                    f"clusters: k = {largest} is more than the {number} pictures of "
+                    f"{settings.images} that are learned from without labels; choose a smaller k "
+                    "or more pictures"
                 )
         if not settings.images or judged_on.path != settings.images:  # each is listed once
             labelled = has_labels(judged_on)
@@ -87,12 +88,12 @@ def counted(dataset, enough):
 def overlays():
     """Gives what was laid over config.yaml, one mapping for each file and one for --config.
 
-    Snakemake merges files key by key: a plug-in named in a later file would keep the options of
-    the one before. `schema.merge` knows better.
+    Snakemake merges them key by key: a plug-in named in a later one would keep the options of the
+    one before, and of a key that stands twice the last one counts. `schema` knows better.
     """
     given = workflow.config_settings
     found = [config]
-    if len(given.configfiles) > 1:
+    if given.configfiles:
         found = [*map(schema.read, given.configfiles), dict(given.config)]
     for overlay in found:
         for key in ("images", "labels"):

@@ -85,6 +85,16 @@ def test_clusters_may_be_a_number_or_a_list(place, given, expected):
     assert {job.split("/")[2].split()[0] for job in trained} == expected
 
 
+def test_a_plugin_of_another_name_replaces_that_of_the_one_file_whole(place, tmp_path):
+    """As among files: Snakemake's own merging would keep the options of the one before."""
+    soft = {"x": {"kind": {"name": "soft", "temperature": 0.1}, "of": ["deep"]}}
+    files = [overlay(tmp_path / "x.yaml", {"transfers": soft})]
+    given = 'transfers={"x": {"kind": {"name": "balanced", "iterations": 3}}}'
+    for some in (files, [*files, overlay(tmp_path / "y.yaml", {"seeds": 2})]):
+        done = plan(place, files=some, config=[given])
+        assert done.returncode == 2 and "transfers.x.kind.temperature: missing" in done.stderr
+
+
 def test_seeds_and_effort_reach_the_commands(place, tmp_path):
     longer = overlay(tmp_path / "x.yaml", {"targets": {"small": {"training": {"epochs": 30}}}})
     done = plan(place, "-p", files=[longer], config=["seeds=2", "effort=0.1"])

@@ -177,13 +177,61 @@ def test_a_missing_value_is_named():
 @pytest.mark.parametrize(
     "text, fault",
     [("a: [1", "not valid YAML"), ("- 1\n- 2", "found list"), ("", "found NoneType"),
-     ("!!python/object/apply:os.system ['true']", "not valid YAML")],
+     ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+     ("a: {b: 1}\nc: 2\na: {d: 3}", "'a' stands twice, in lines 1 and 3"),
+     ("a:\n  b: 1\n  b: 1", "'b' stands twice, in lines 2 and 3")],
 )  # fmt: skip
 def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text, fault):
     path = tmp_path / "my.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"my.yaml.*{fault}"):
         config.read(path)
+
+
+def test_a_key_beside_a_merged_mapping_that_has_it_is_no_repetition(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a {b: 1, c: 2}\nd: &d {<<: *a, b: 3}\ne: {<<: *d, b: 4}\n")
+    assert config.read(path)["e"] == {"b": 4, "c": 2}
+
+
+def test_a_task_is_one_of_labels_where_labels_are_learned_and_has_its_own_elsewhere():
+    task = {name: config.resolve(ROOT).teachers["deep"].task for name in ["jigsawpp"]}["jigsawpp"]
+    rotation = config.read(ROOT / "presets/pretext_tasks.yaml")["teachers"]["rotation"]["task"]
+    labels = BASE["targets"]["small"]["task"]
+    for said in (
+        refusal(targets={"small": {"task": rotation}}),
+        refusal(choice={"task": rotation}),
+        refusal(evaluations={"finetune": {"task": task.model_dump()}}),
+    ):
+        assert "expected a task that learns the labels it is given" in said
+        assert said.endswith("there is classification")
+    said = refusal(teachers={"deep": {"task": labels}})
+    assert "teachers.deep.task: expected a task that has labels of its own, found" in said
+
+
+@pytest.mark.parametrize("name", ["jigsaw", "jigsawpp"])
+def test_shares_of_colours_above_one_are_refused(name):
+    tasks = config.read(ROOT / "presets/pretext_tasks.yaml")["teachers"]
+    given = next((t["task"] for t in tasks.values() if t and t.get("task", {}).get("name") == name),
+                 BASE["teachers"]["deep"]["task"])  # fmt: skip
+    assert given["name"] == name
+    said = refusal(teachers={"deep": {"task": {**given, "grey": 0.9, "projection": 0.8}}})
+    assert "shares `grey` and `projection` of at most 1 together, found 0.9 and 0.8" in said
+
+
+@pytest.mark.parametrize(
+    "overlay, said",
+    [
+        ({"choice": {"task": 7}}, "choice.task: expected {name: NAME, and its options}, found 7"),
+        ({"clusters": ["100,200"]}, "found '100,200'; a list is written [1, 2]"),
+        (
+            {"transfers": {"x": {"kind": {"name": "soft"}, "of": []}}},
+            "temperature: missing; every value must be given (see docs/config.md)",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_users_words(overlay, said):
+    assert said in refusal(**overlay)
 
 
 def test_a_missing_file_is_refused(tmp_path):

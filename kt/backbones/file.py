@@ -88,7 +88,11 @@ def _code(options: Options) -> bytes:
     try:
         code = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"backbone.path: cannot read {path}: {error.strerror}") from None
+        where = "" if path.is_absolute() else (
+            f"; it is relative to the folder that the program is started in, here {Path.cwd()}: "
+            "for a trained network start it in the folder that holds results/"
+        )  # fmt: skip
+        raise ConfigError(f"backbone.path: cannot read {path}: {error.strerror}{where}") from None
     digest = hashlib.sha256(code).hexdigest()
     if options.digest not in (None, digest):
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 import reprlib
 import typing
 from typing import Any
@@ -73,14 +74,20 @@ def _explain(model, fault, key: str) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{nearest(place[-1], _keys(model, place[:-1]))}"
     if fault["type"] == "missing":
-        return f"{dotted}: missing; every value must be given (see config.yaml)"
+        return f"{dotted}: missing; every value must be given (see docs/config.md)"
     if fault["type"] == "value_error":  # one of ours, which says what was found
         return f"{dotted}: {fault['ctx']['error']}"
     if fault["type"] == "too_short" and not fault["input"]:
         wanted = fault["ctx"]["min_length"]
         wanted = "one" if wanted == 1 else wanted
         return f"{dotted}: expected {wanted} or more, found {fault['input']}"
-    return f"{dotted}: {fault['msg']}, found {SHORT.repr(fault['input'])}"
+    found = SHORT.repr(fault["input"])
+    if fault["type"] == "model_type":
+        named = fault["ctx"]["class_name"] == "Plugin"
+        wanted = "{name: NAME, and its options}" if named else "keys and values"
+        return f"{dotted}: expected {wanted}, found {found}"
+    listed = "; a list is written [1, 2]" if re.fullmatch(r"'[\d ]+(,[\d ]+)+'", found) else ""
+    return f"{dotted}: {fault['msg']}, found {found}{listed}"
 
 
 def _keys(model, place: list[str]) -> list[str]:

@@ -97,18 +97,18 @@ def check_plugins(config: Config) -> None:
     for name, other in list(config.targets.items()):  # first: teachers may name a target's backbone
         _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
         config.targets[name] = other.model_copy(update={"backbone": pinned(other.backbone)})
-        _check_task(other.task, size["target"], f"targets.{name}.task")
+        _check_task(other.task, size["target"], f"targets.{name}.task", True)
     for name, transfer in config.transfers.items():
         _check_transfer(config, name, transfer)
     for name, teacher in list(config.teachers.items()):
         _check_layers(config, name, teacher)
         if teacher.task:
-            _check_task(teacher.task, size["pretext"], f"teachers.{name}.task")
-    _check_task(config.choice.task, size["cluster"], "choice.task")
+            _check_task(teacher.task, size["pretext"], f"teachers.{name}.task", False)
+    _check_task(config.choice.task, size["cluster"], "choice.task", True)
     for name, values in config.evaluations.items():
         checked = options("evaluations", name, values, f"evaluations.{name}")
         if hasattr(checked, "task"):
-            _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task")
+            _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task", True)
     _check_verdict(config)
 
 
@@ -179,8 +179,19 @@ def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
         config.teachers[name] = teacher.model_copy(update={"backbone": pinned(value)})
 
 
-def _check_task(value: Plugin, size: int, key: str) -> None:
+def _check_task(value: Plugin, size: int, key: str, given: bool) -> None:
+    """Checks a task's options, and whether it learns labels that it is given, or its own."""
     checked = _check_plugin("tasks", value, key)
+
+    def takes_labels(name: str) -> bool:
+        return getattr(plugin("tasks", name), "LABELS", False)
+
+    if takes_labels(value.name) != given:
+        able = [name for name in plugins("tasks") if takes_labels(name) == given]
+        what = "learns the labels it is given" if given else "has labels of its own"
+        raise ConfigError(
+            f"{key}: expected a task that {what}, found {value.name}; there is {', '.join(able)}"
+        )
     try:
         plugin("tasks", value.name).check(checked, size)
     except ConfigError as error:

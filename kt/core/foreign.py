@@ -25,6 +25,12 @@ SHOWN = 8  # names in a message
 CRASHES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError)
 
 
+def _why(error: Exception) -> str:
+    if "weights_only" in str(error):  # torch's advice is to run the code
+        return "; where you trust it, load it yourself and save network.state_dict()"
+    return f" ({line(error)[:200]})"
+
+
 def load(backbone: Backbone, plugin: config.Plugin, weights: config.Weights) -> dict:
     """Puts weights into a backbone, in place, and sets its input normalisation where it is known.
 
@@ -91,7 +97,7 @@ def read(path: Path) -> dict[str, Tensor]:
             raise
         raise DataError(
             f"{path}: expected weights alone, as safetensors or torch.save(network.state_dict()) "
-            f"writes them; other pickles are refused, they can run code ({line(error)[:200]})"
+            f"writes them; other pickles are refused, they can run code{_why(error)}"
         ) from error
     while isinstance(content, dict) and any(isinstance(content.get(k), dict) for k in NESTED):
         content = next(content[k] for k in NESTED if isinstance(content.get(k), dict))

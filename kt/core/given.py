@@ -52,7 +52,7 @@ def read(path: Path, keys: Path, pack: Path) -> tuple[np.ndarray | Rows, np.ndar
     if len(known) != len(features):
         raise DataError(
             f"{keys}: expected a key for each of the {len(features)} rows of {path}, found "
-            f"{len(known)}"
+            f"{len(known)}; if a picture's name holds a line break, give an .h5 with `keys` instead"
         )
     with table.read(pack, "images", {"keys": 1}) as file:
         wanted = table.load(file, "keys")

@@ -14,6 +14,8 @@ from pydantic import Field
 
 from kt.config import Fraction, Settings
 
+LABELS = True  # learns those it is given; a pretext task has its own
+
 
 class Augmentation(Settings):
     """How whole images are changed; validation sees them as they are."""

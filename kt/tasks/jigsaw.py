@@ -43,12 +43,13 @@ class Options(Settings):
 
 
 def check(options: Options, size: int) -> None:
-    """Checks that images of `size` pixels have room for nine tiles.
+    """Checks that images of `size` pixels have room for nine tiles, and the colours.
 
     Raises:
-        ConfigError: They have not.
+        ConfigError: They have not, or more than all puzzles change their colours.
     """
     jigsawpp.geometry(size, PUBLISHED, 0)
+    jigsawpp.check_colours(options)
 
 
 def build(options: Options, context):

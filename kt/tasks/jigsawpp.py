@@ -79,14 +79,29 @@ def check(options: Options, size: int) -> None:
     """Checks the options for images of `size` pixels, before anything expensive starts.
 
     Raises:
-        ConfigError: The distance is too small for the occlusions, or the images are too small.
+        ConfigError: The distance is too small for the occlusions, the images are too small, or more
+            than all puzzles change their colours.
     """
     geometry(size)
+    check_colours(options)
     if options.min_distance <= options.occlusions:
         raise ConfigError(
             f"task.min_distance: with {options.occlusions} replaced tiles puzzles of different "
             f"labels may look alike; expected at least {options.occlusions + 1}, found "
             f"{options.min_distance}"
+        )
+
+
+def check_colours(options) -> None:
+    """Checks the shares of puzzles in grey and with a colour taken out.
+
+    Raises:
+        ConfigError: They are more than all.
+    """
+    if options.grey + options.projection > 1:
+        raise ConfigError(
+            f"grey: expected shares `grey` and `projection` of at most 1 together, found "
+            f"{options.grey} and {options.projection}"
         )
 
 
