@@ -123,7 +123,12 @@ class Backbone(nn.Module):
         return layer
 
     def map_shape(self, size: int, layer: str | None = None) -> tuple[int, int, int]:
-        """Gives (M, h, w) of a layer's map for images of `size` pixels.
+        """Gives (M, h, w) of a layer's map for images of `size` pixels, as `map_shapes` does."""
+        layer = self.check_layer(layer)
+        return self.map_shapes(size, [layer])[layer]
+
+    def map_shapes(self, size: int, layers: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+        """Gives (M, h, w) of the maps of layers for images of `size` pixels, in one pass.
 
         Raises:
             ConfigError: The images are too small for the network.
@@ -131,7 +136,7 @@ class Backbone(nn.Module):
         training = self.training
         try:
             with torch.inference_mode():
-                shape = self.eval()(self.mean.new_zeros(1, 3, size, size), layer).shape[1:]
+                found = self.eval().maps(self.mean.new_zeros(1, 3, size, size), layers)
         except (RuntimeError, AssertionError) as error:  # timm asserts sizes
             if lack(error):
                 raise
@@ -140,7 +145,7 @@ class Backbone(nn.Module):
             ) from None
         finally:
             self.train(training)
-        return tuple(shape)
+        return {name: tuple(maps.shape[1:]) for name, maps in found.items()}
 
 
 class Residual(nn.Module):

@@ -31,10 +31,15 @@ from kt.core.step import DataError, Interrupted
 PLACED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # parts that decide where a map's cells lie
 
 
+def strides(backbone: Backbone, layers: Sequence[str]) -> dict[str, float]:
+    """Gives the pixels from one cell of each layer's map to the next."""
+    small, large = (backbone.map_shapes(size, layers) for size in (256, 512))
+    return {name: 256 / max(large[name][1] - small[name][1], 1) for name in layers}
+
+
 def stride(backbone: Backbone, layer: str) -> float:
     """Gives the pixels from one cell of a layer's map to the next."""
-    small, large = (backbone.map_shape(size, layer)[1] for size in (256, 512))
-    return 256 / max(large - small, 1)
+    return strides(backbone, [layer])[layer]
 
 
 def first_centre(backbone: Backbone, layer: str) -> float:
@@ -46,6 +51,7 @@ def first_centre(backbone: Backbone, layer: str) -> float:
     residual blocks are. Of anything else cells are taken to tile the picture (ours).
     """
     centre, jump = 0.0, 1.0
+    apart = strides(backbone, backbone.layers[: backbone.layers.index(layer) + 1])
     for name, stage in backbone.up_to(layer).items():
         for part in _row(stage):
             moves = [_moved(one) for one in part.modules() if isinstance(one, PLACED)]
@@ -53,8 +59,8 @@ def first_centre(backbone: Backbone, layer: str) -> float:
                 centre += moves[0] * jump
                 jump *= _first(part.stride)
             elif any(moves):
-                return (stride(backbone, layer) - 1) / 2
-        jump = stride(backbone, name if name in backbone.layers else layer)
+                return (apart[layer] - 1) / 2
+        jump = apart[name if name in apart else layer]
     return centre
 
 
