@@ -272,6 +272,14 @@ def test_a_pickle_of_more_than_weights_is_refused_and_never_run(tmp_path, whole,
     assert not ran.exists()
 
 
+def test_of_a_refused_pickle_our_advice_is_told_and_not_to_run_its_code(tmp_path, whole):
+    torch.save(whole, tmp_path / "w.pth")
+    with pytest.raises(DataError) as caught:
+        loaded(tmp_path / "w.pth")
+    assert str(caught.value).endswith("load it yourself and save network.state_dict()")
+    assert "\x1b" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "no tensors"])
 def test_damaged_files_are_refused(tmp_path, whole, suffix, damage):
