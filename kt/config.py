@@ -68,11 +68,12 @@ class Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
                 continue
             line = key.start_mark.line + 1
-            if (first := lines.setdefault(key.value, line)) != line:
+            if key.value in lines:
                 raise yaml.YAMLError(
-                    f"{key.value!r} stands twice, in lines {first} and {line}; put what belongs to "
-                    "it in one place"
+                    f"{key.value!r} stands twice, in lines {lines[key.value]} and {line}; put what "
+                    "belongs to it in one place"
                 )
+            lines[key.value] = line
         return node
 
 

@@ -76,7 +76,9 @@ def run(arguments) -> None:
         "models": models,
         "puzzles": read_puzzles(arguments.puzzles, models),
         "gallery": read_gallery(arguments, records, comparisons[0], settings, choices),
-        "clusters": [described(path, choices) for path in arguments.pseudo_labels],
+        "clusters": [
+            named(pictures.describe_clusters(path), choices) for path in arguments.pseudo_labels
+        ],
         "data": [REPORT | step.read_json(path) for path in arguments.data_report],
         "settings": settings,
     }
@@ -151,12 +153,13 @@ def read_puzzles(paths: Sequence[Path], models) -> list[pictures.Puzzles]:
     ]
 
 
-def described(path: Path, choices) -> dict[str, Any]:
-    """Says what a table of pseudo-labels is of, with what was chosen in the place of `auto`."""
-    found = pictures.describe_clusters(path)
-    if choice := choices.get(found["teacher"]):
-        found["layer"], found["k"] = settled(choice, found["layer"], found["k"])
-    return found
+def named(found: dict[str, Any], choices) -> dict[str, Any]:
+    """Puts what was chosen in the place of `auto` into what a table of pseudo-labels says."""
+    choice = choices.get(found["teacher"])
+    if choice is None:
+        return found
+    layer, k = settled(choice, found["layer"], found["k"])
+    return {**found, "layer": layer, "k": k}
 
 
 def read_gallery(arguments, records, comparison, settings, choices) -> dict[str, Any] | None:
@@ -176,7 +179,7 @@ def read_gallery(arguments, records, comparison, settings, choices) -> dict[str,
             labels = read_labels(arguments.labels[0]) if arguments.labels else None
             groups = pictures.gallery(path, read_pack(arguments.pack[0]), labels)
             kind = kind_of_transfer(record, settings)
-            return {"groups": groups, **described(path, choices), **kind}
+            return {"groups": groups, **named(config, choices), **kind}
     return None
 
 

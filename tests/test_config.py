@@ -179,7 +179,8 @@ def test_a_missing_value_is_named():
     [("a: [1", "not valid YAML"), ("- 1\n- 2", "found list"), ("", "found NoneType"),
      ("!!python/object/apply:os.system ['true']", "not valid YAML"),
      ("a: {b: 1}\nc: 2\na: {d: 3}", "'a' stands twice, in lines 1 and 3"),
-     ("a:\n  b: 1\n  b: 1", "'b' stands twice, in lines 2 and 3")],
+     ("a:\n  b: 1\n  b: 1", "'b' stands twice, in lines 2 and 3"),
+     ("a: {b: 1, b: 2}", "'b' stands twice, in lines 1 and 1")],
 )  # fmt: skip
 def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text, fault):
     path = tmp_path / "my.yaml"
