@@ -20,6 +20,10 @@ include: "rules/transfer.smk"
 include: "rules/evaluate.smk"
 
 
+onstart:
+    check_before_jobs()
+
+
 onsuccess:
     drop_finished_states()
     drop_orphaned_parts()

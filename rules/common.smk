@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +17,10 @@ gc.freeze()  # Snakemake's modules stay; to look through them for garbage took 0
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
+from snakemake.settings.types import DeploymentMethod
+
 from kt import config as schema
+from kt import precheck
 from kt import workflow as plan
 from kt.core import layouts, lessons, lock
 from kt.core.entries import FEWEST
@@ -376,6 +380,18 @@ def drop_orphaned_parts():
     for path in Path("results/parts").rglob("*-of-*"):
         if path.stem.rpartition("-of-")[2] != str(SETTINGS.shards):
             path.unlink(missing_ok=True)
+
+
+def check_before_jobs():
+    """Ends with 2 where a mistake would show only when teachers have been trained.
+
+    Not where jobs have an environment of their own, without which it could not be told.
+    """
+    theirs = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if precheck.is_needed(SETTINGS) and not theirs:
+        command = [sys.executable, "-m", "kt.precheck", "--settings", schema.dumps(SETTINGS)]
+        if code := subprocess.run(command).returncode:
+            sys.exit(code)
 
 
 def end_with_the_code_of_the_step(log):

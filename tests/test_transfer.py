@@ -471,7 +471,7 @@ def test_a_first_round_that_is_another_lesson_is_trained_once():
     "kind, message",
     [
         (ROUNDS | {"target": "smal"}, "target: 'smal' is none of small"),
-        (ROUNDS | {"layer": "conv9"}, "layer: 'conv9' is none of conv1"),
+        (ROUNDS | {"layer": "conv9"}, "kind.layer: 'conv9' is not a layer of targets.small"),
         (ROUNDS | {"rounds": 1}, "rounds"),
         ({"name": "sofd", "temperature": 1}, "did you mean 'soft'"),
         ({"name": "soft"}, "temperature"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kt.core.checking import nearest, options, pinned, plugin, plugins
+from collections.abc import Callable, Iterator
+
+from kt.core.checking import layers, nearest, options, pinned, plugin, plugins
 from kt.core.ending import ConfigError
 from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
 
@@ -101,7 +103,7 @@ def check_plugins(config: Config) -> None:
     for name, transfer in config.transfers.items():
         _check_transfer(config, name, transfer)
     for name, teacher in list(config.teachers.items()):
-        _check_layers(config, name, teacher)
+        _check_teacher(config, name, teacher)
         if teacher.task:
             _check_task(teacher.task, size["pretext"], f"teachers.{name}.task", False)
     _check_task(config.choice.task, size["cluster"], "choice.task", True)
@@ -109,7 +111,47 @@ def check_plugins(config: Config) -> None:
         checked = options("evaluations", name, values, f"evaluations.{name}")
         if hasattr(checked, "task"):
             _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task", True)
+    check_layers(config, layers)
     _check_verdict(config)
+
+
+def check_layers(config: Config, layers_of: Callable[[Plugin], list[str] | None]) -> None:
+    """Checks every layer that is named: it is needed long after the training has started.
+
+    Args:
+        config: The configuration.
+        layers_of: Lists the layers of a backbone; None where it does not know them.
+
+    Raises:
+        ConfigError: With the dotted key and the nearest layer that there is.
+    """
+    for key, owner, layer in _named_layers(config):
+        named = isinstance(owner, str)
+        known = layers_of(config.targets[owner].backbone if named else owner)
+        if known is not None and layer not in known:
+            whose = f" of targets.{owner}" if named else ""
+            raise ConfigError(f"{key}: {layer!r} is not a layer{whose}{nearest(layer, known)}")
+
+
+def _named_layers(config: Config) -> Iterator[tuple[str, str | Plugin, str]]:
+    """Gives the dotted key of each layer that is named, whose it is (a backbone, a target), it."""
+    for name, teacher in config.teachers.items():
+        for layer in teacher.layers if not teacher.features else []:
+            if layer != AUTO:
+                yield f"teachers.{name}.layers", teacher.backbone, layer
+    for name, transfer in config.transfers.items():
+        checked = options("transfers", transfer.kind.name, transfer.kind.options())
+        if getattr(checked, "layer", None):
+            yield f"transfers.{name}.kind.layer", checked.target, checked.layer
+    for name, values in config.evaluations.items():
+        checked = options("evaluations", name, values)
+        one = getattr(checked, "layer", None)
+        named = {"layer": [one] if one else []}
+        named |= {key: getattr(checked, key, []) for key in ("layers", "skips")}
+        for key, some in named.items():
+            for layer in some:
+                for target in config.targets:
+                    yield f"evaluations.{name}.{key}", target, layer
 
 
 def _check_verdict(config: Config) -> None:
@@ -142,13 +184,12 @@ def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
             raise ConfigError(f"{key}.{error}") from None
 
 
-def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
-    """Checks a teacher's layers now: features are taken long after the training has started."""
+def _check_teacher(config: Config, name: str, teacher: Teacher) -> None:
+    """Checks a teacher's network, and whether what is `auto` can be chosen with it."""
     value = teacher.backbone
     if isinstance(value, str):
         value = config.targets[value].backbone
-    checked = _check_plugin("backbones", value, f"teachers.{name}.backbone")
-    known = plugin("backbones", value.name).layers(checked)
+    _check_plugin("backbones", value, f"teachers.{name}.backbone")
     if AUTO in teacher.layers and len(teacher.layers) > 1:
         raise ConfigError(
             f"teachers.{name}.layers: {AUTO} chooses one of all layers and stands alone, found "
@@ -161,13 +202,6 @@ def _check_layers(config: Config, name: str, teacher: Teacher) -> None:
             raise ConfigError(
                 f"{key}: {AUTO} needs a network that can look at two views of an image, and "
                 f"teachers.{name}.features are given, not computed; name what you want"
-            )
-    for layer in teacher.layers:
-        if layer == AUTO:
-            continue
-        if known is not None and layer not in known and not teacher.features:
-            raise ConfigError(
-                f"teachers.{name}.layers: {layer!r} is not a layer{nearest(layer, known)}"
             )
     publishes = hasattr(plugin("backbones", value.name), "published")
     if teacher.weights and teacher.weights.path == PRETRAINED and not publishes:

@@ -1,0 +1,109 @@
+"""Mistakes that only a built network or the disk shows are found before the first job."""
+
+import pytest
+from drawing import pattern, tree, write_folder
+from running import ROOT, output, overlay, workflow
+
+from kt import config, precheck
+from kt.backbones.file import CONSENT
+from kt.core.step import ConfigError
+
+MINE = {
+    "name": "file",
+    "path": str(ROOT / "tests/network_of_mine.py"),
+    "function": "tiny",
+    "options": {"widths": [4, 8]},
+}
+MISSPELLED = {"name": "torchvision", "model": "mobilnet_v3_small"}
+DEEP = {"deep": {"backbone": MINE, "layers": ["two"]}}
+SEGMENTATION = {
+    **{"path": "nowhere", "layer": None, "skips": [], "train": "train", "crop": 32},
+    **{"masks": "SegmentationClass", "scales": [1.0, 1.0]},
+    "training": {"epochs": 1, "batch": 2, "warmup": 0.0, "deterministic": False}
+    | {"optimiser": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine"}
+    | {"milestones": [], "precision": "auto"},
+}
+ROUNDS = {"name": "iterated", "factors": [1], "rounds": 2, "keep": False, "target": "small"}
+ROUNDS |= {"map": 1}
+
+
+def settings(**given):
+    return config.resolve(ROOT, given)
+
+
+@pytest.fixture(autouse=True)
+def consent(monkeypatch):
+    monkeypatch.setenv(CONSENT, "1")
+
+
+def test_what_is_right_passes_and_what_the_configuration_tells_is_not_built():
+    assert not precheck.is_needed(settings())
+    resnet = {"name": "torchvision", "model": "resnet18"}
+    assert not precheck.is_needed(settings(targets={"small": {"backbone": resnet}}))
+    right = settings(teachers=DEEP)
+    assert precheck.is_needed(right)
+    precheck.check(right)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            {"teachers": {"deep": {"backbone": MINE, "layers": ["tow"]}}},
+            r"teachers\.deep\.layers: 'tow' is not a layer; did you mean 'two'\? known: one, two",
+        ),
+        (
+            {"targets": {"small": {"backbone": MISSPELLED}}},
+            r"targets\.small\.backbone\.model: 'mobilnet_v3_small' is not one of",
+        ),
+        (
+            {"teachers": {"deep": {"backbone": MISSPELLED | {"model": "resnet43"}}}},
+            r"teachers\.deep\.backbone\.model: 'resnet43' is not one of",
+        ),
+        (
+            {"teachers": {"deep": {"backbone": MINE | {"function": "huge"}, "layers": ["two"]}}},
+            r"teachers\.deep\.backbone\.function: .* has no function 'huge'",
+        ),
+        (
+            {
+                "targets": {"small": {"backbone": MINE}},
+                "transfers": {"again": {"kind": ROUNDS | {"layer": "three"}, "of": ["deep"]}},
+            },
+            r"transfers\.again\.kind\.layer: 'three' is not a layer of targets\.small",
+        ),
+        (
+            {"evaluations": {"voc_segmentation": SEGMENTATION}},
+            r"evaluations\.voc_segmentation\.path: expected a PASCAL VOC devkit with VOC2012",
+        ),
+    ],
+    ids=["layer", "target", "teacher", "function", "round", "voc"],
+)
+def test_what_only_a_built_network_or_the_disk_shows_is_told_with_its_key(given, message):
+    found = settings(**given)  # the configuration alone does not show it
+    assert precheck.is_needed(found)
+    with pytest.raises(ConfigError, match=message):
+        precheck.check(found)
+
+
+def test_layers_of_evaluations_are_checked_where_the_configuration_tells_them():
+    for key, value in {"layer": "conv9", "skips": ["conv9"]}.items():
+        with pytest.raises(
+            ConfigError, match=rf"segmentation\.{key}: 'conv9' is not a layer of targets\.small"
+        ):
+            settings(evaluations={"voc_segmentation": SEGMENTATION | {key: value}})
+    settings(evaluations={"voc_segmentation": SEGMENTATION | {"layer": "conv2"}})
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_2_before_its_first_job_and_goes_on_when_mended(tmp_path):
+    images = write_folder(tree(40, 0, 0, 28, pattern), tmp_path / "pictures")
+    right = overlay(tmp_path / "right.yaml", {"teachers": DEEP | {"untrained": None}})
+    wrong = {"teachers": {"deep": {"layers": ["tow"]}}}
+    done = workflow(
+        tmp_path / "run", images, files=[right, overlay(tmp_path / "wrong.yaml", wrong)]
+    )
+    assert done.returncode == 2, output(done)
+    assert "error: teachers.deep.layers: 'tow' is not a layer" in done.stderr
+    assert "Traceback" not in output(done) and not (tmp_path / "run/results/data").exists()
+    done = workflow(tmp_path / "run", images, "results/teachers/deep/s0/model.json", files=[right])
+    assert done.returncode == 0, output(done)  # no lock was left behind
