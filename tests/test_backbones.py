@@ -337,6 +337,26 @@ def test_alexnet_has_the_published_number_of_weights():
     assert sum(weight.numel() for weight in built(ALEXNET, stride=2).parameters()) == wanted
 
 
+def test_alexnets_fully_connected_layers_are_those_of_torchvisions():
+    """The same numbers as pooling, a flat vector and two linear layers give."""
+    backbone = built(ALEXNET, units=4096)
+    assert backbone.layers[-3:] == ["conv5", "fc6", "fc7"]
+    assert sum(weight.numel() for weight in backbone.parameters()) == 2_334_080 + 54_534_144
+    torch.manual_seed(0)
+    for size, places in ((227, 6), (255, 7), (131, 3)):
+        with torch.inference_mode():
+            maps = backbone.maps(torch.randn(2, 3, size, size), backbone.layers)
+            pooled = nn.functional.max_pool2d(maps["conv5"], 3, 2, ceil_mode=True)
+            assert pooled.shape[-1] == places
+            vectors = nn.functional.adaptive_avg_pool2d(pooled, 6).flatten(1)
+            for layer in ("fc6", "fc7"):
+                conv = next(part for part in backbone.stages[layer] if isinstance(part, nn.Conv2d))
+                vectors = (vectors @ conv.weight.flatten(1).T + conv.bias).relu()
+                assert torch.allclose(maps[layer][:, :, 0, 0], vectors, rtol=1e-3, atol=1e-3)
+    parts = [part for layer in ("fc6", "fc7") for part in backbone.stages[layer]]
+    assert [part.p for part in parts if isinstance(part, nn.Dropout)] == [0.5, 0.5]
+
+
 def response_normalised(maps: np.ndarray) -> np.ndarray:
     """Divides each channel by (1 + 1e-4 / 5 * sum of squares of 5 channels) ** 0.75, by a loop."""
     found = np.empty_like(maps)

@@ -17,8 +17,9 @@ from kt.core.task import Context
 from kt.pretext_train import build_task
 
 NUMBERS = {"imagenet": 1281167, "places": 2448873, "cifar10": 45000, "imagenette": 7000}
+UNDER = {"fully_connected": ["paper/protocols.yaml"]}  # what an overlay lies over, too
 PAPER = [
-    ["paper.yaml", f"paper/{path.name}"]
+    ["paper.yaml", *UNDER.get(path.stem, []), f"paper/{path.name}"]
     for path in sorted((running.ROOT / "presets/paper").glob("*.yaml"))
 ]
 PRESETS = [[f"{name}.yaml"] for name in ("cifar10", "imagenette", "photos", "paper", "transfers")]
