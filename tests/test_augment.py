@@ -72,6 +72,15 @@ def test_crops_stay_inside_the_image_and_keep_their_share(crop, seed):
     assert aspect.max() <= augment.ASPECT + 1e-4 and aspect.min() >= 1 / augment.ASPECT - 1e-4
 
 
+def test_a_crop_takes_its_pixels_where_torchs_affine_grid_does():
+    class Options:
+        crop, flip = 0.3, 0.5
+
+    theta = augment._crops(draws.uniform(0, "test", 0, torch.arange(20), 5), Options)
+    wanted = torch.nn.functional.affine_grid(theta, (20, 3, 12, 17), align_corners=False)
+    assert torch.allclose(augment._grid(theta, 12, 17), wanted, atol=1e-6)
+
+
 def test_crops_show_a_stretch_of_the_image_without_reflections():
     ramp = np.broadcast_to(np.linspace(40, 200, 32), (24, 3, 32, 32)).astype(np.uint8)
     found = pixels_of(views(crafted.labelling(32, LABELS, crop=0.3), ramp)[0])[:, 0, 8]

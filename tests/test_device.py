@@ -224,7 +224,7 @@ def test_every_task_has_a_deterministic_form(
     accelerator()
     run = training._Run(fake.job)
     views, labels = delivery._ready(task, *fake.batch, WHERE)
-    with Deterministic():
+    with Deterministic(), NoWaiting():
         run._step(torch.arange(BATCH), views, labels)
 
 

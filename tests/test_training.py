@@ -171,13 +171,25 @@ def test_validation_draws_never_change():
 def test_held_out_images_come_in_parts_of_sizes_alike(number, monkeypatch):
     sizes, one = [], job(crafted.jigsaw(36, 4), crafted.scenes(4, 36), 2)
     monkeypatch.setattr(
-        training, "load_batch", lambda *given: (sizes.append(len(given[2])), given[2])
+        training, "load_batch", lambda *given: (sizes.append(len(given[2])) or given[2], given[2])
     )
     one.network.forward = lambda views: views
     one.task.loss = one.task.right = lambda logits, labels: torch.ones(())
     found = training.validate(one.network, one.task, one.pack, torch.arange(number), 8)
     assert sum(sizes) == number and max(sizes) <= 256 and max(sizes) - min(sizes) <= 1
     assert found == {"validation_loss": 1, "validation_top1": 1}
+
+
+def test_processes_that_share_a_batch_validate_in_parts_of_their_own_size(monkeypatch):
+    pixels = crafted.scenes(80, 36)
+    one = job(crafted.jigsaw(36, 80), pixels, 70)
+    given = one.network, one.task, one.pack, one.held_out, 32
+    whole, sizes = training.validate(*given), []
+    one.network.register_forward_pre_hook(lambda _, views: sizes.append(len(views[0])))
+    monkeypatch.setattr(training.parallel, "size", lambda: 8)
+    monkeypatch.setattr(type(one.pack), "at_once", 32)
+    assert training.validate(*given) == pytest.approx(whole, rel=1e-5)
+    assert max(sizes) == 4 and sum(sizes) == 70
 
 
 def test_the_learning_rate_rises_and_falls_as_declared():

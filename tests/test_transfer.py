@@ -260,6 +260,15 @@ def test_soft_is_a_softmax_over_squared_distances():
     ).values.min() > 0.9
 
 
+def test_soft_clusters_keep_their_digits_far_from_the_origin():
+    one, options = taught(), config.options("transfers", "soft", OPTIONS["soft"])
+    far = dataclasses.replace(one, rows=one.rows + 4096, centroids=one.centroids + 4096)
+    near, moved = (
+        config.plugin("transfers", "soft").build(options, [some], 0) for some in (one, far)
+    )
+    assert torch.allclose(moved.likely(far.rows), near.likely(one.rows), atol=0.01)
+
+
 def test_balanced_clusters_are_equally_large_and_agree_with_plain_sinkhorn():
     one, kind = taught(), build("balanced")
     labels = kind.values(torch.arange(NUMBER))[:, 0].numpy()

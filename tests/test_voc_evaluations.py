@@ -335,11 +335,12 @@ def test_fine_tuning_sums_over_the_classes_and_divides_by_the_pictures(
         )
     (job,) = jobs
     rows = [3, 8, 21, 0]
-    pixels, wanted = job.load(rows, 0)
+    batch = [job.load(row, 0) for row in rows]
+    pixels = torch.stack([pixels for pixels, _ in batch])
     scores = job.network(backbone.normalise(pixels)).double()
     each = torch.log1p(torch.exp(-torch.from_numpy(truth[rows]).double() * scores))
     each = each[torch.from_numpy(truth[rows]) != 0]
-    found = float(job.loss((pixels, wanted)).detach())
+    found = float(job.loss(batch).detach())
     assert found == pytest.approx(float(each.sum().detach()) / 4, rel=1e-5)
 
 
@@ -593,8 +594,8 @@ def toy(names, state=None, seed=0, loss=None, **changes):
     """Gives a job that fits one number, and notes which pictures it was shown."""
     network, shown = torch.nn.Linear(1, 1), []
 
-    def load(rows, epoch):
-        return epoch, rows
+    def load(row, epoch):
+        return epoch, row
 
     def fit(batch):
         shown.append(batch)
@@ -609,9 +610,8 @@ def toy(names, state=None, seed=0, loss=None, **changes):
 def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own():
     job, shown = toy([f"p{row}" for row in range(12)])
     voc_training.train(job)
-    epochs = [
-        [row for epoch, rows in shown if epoch == number for row in rows] for number in range(3)
-    ]
+    seen = [one for batch in shown for one in batch]
+    epochs = [[row for epoch, row in seen if epoch == number] for number in range(3)]
     assert all(sorted(order) == list(range(12)) for order in epochs)
     assert len({tuple(order) for order in epochs}) == 3
     again, other = toy(job.names), toy(job.names, seed=1)

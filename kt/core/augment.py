@@ -117,10 +117,21 @@ def augmented(images: Tensor, plan: Plan) -> Tensor:
     """Crops, recolours and normalises images (B, 3, H, W) uint8, (B, 3, H, W) float32."""
     found = images.to(torch.float32)
     if "theta" in plan:
-        grid = functional.affine_grid(plan["theta"], found.shape, align_corners=False)
+        grid = _grid(plan["theta"], *found.shape[2:])
         found = functional.grid_sample(found, grid, padding_mode="reflection", align_corners=False)
     mixed = torch.baddbmm(plan["offset"][:, :, None], plan["matrix"], found.flatten(2))
     return mixed.view(found.shape)
+
+
+def _grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """Gives where crops (B, 2, 3), which do not turn, take their pixels: (B, H, W, 2) in -1..1.
+
+    As `affine_grid` does, whose matrix product a GPU in TF32 puts a tenth of a pixel beside.
+    """
+    sides = enumerate((width, height))
+    places = [(2 * torch.arange(side, device=theta.device) + 1) / side - 1 for _, side in sides]
+    x, y = (theta[:, i, i, None] * place + theta[:, i, 2, None] for i, place in enumerate(places))
+    return torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
 
 
 def filled_augmented(images: np.ndarray, plan: Plan) -> Tensor:

@@ -229,18 +229,20 @@ def average(maps: Tensor, cells: Sequence[int]) -> Tensor:
     if not (maps.requires_grad and torch.are_deterministic_algorithms_enabled()):
         return functional.adaptive_avg_pool2d(maps, cells)
     rows, columns = (
-        _shares(number, side).to(maps) for number, side in zip(cells, maps.shape[2:], strict=True)
+        _shares(number, side, maps.device).to(maps.dtype)
+        for number, side in zip(cells, maps.shape[2:], strict=True)
     )
     return rows @ maps @ columns.T
 
 
-def _shares(cells: int, side: int) -> Tensor:
-    """Gives what each of `side` places has in each cell's mean, (cells, side) float32."""
-    shares = torch.zeros(cells, side)
-    for cell in range(cells):
-        first, last = cell * side // cells, -(-(cell + 1) * side // cells)
-        shares[cell, first:last] = 1 / (last - first)
-    return shares
+def _shares(cells: int, side: int, where: torch.device) -> Tensor:
+    """Gives what each of `side` places has in each cell's mean, (cells, side) float32.
+
+    Made on the device: a copy from the CPU would wait for all that the device has still to do.
+    """
+    cell, place = torch.arange(cells, device=where)[:, None], torch.arange(side, device=where)
+    first, last = cell * side // cells, -(-(cell + 1) * side // cells)
+    return ((place >= first) & (place < last)) / (last - first)
 
 
 def pooled(

@@ -86,7 +86,9 @@ def _features(
     def begun() -> Iterator[dict[str, Callable[[], Tensor]]]:
         for batch in training.pack_batches(pack, torch.arange(len(pack)), pack.at_once):
             maps = backbone.maps(backbone.normalise(hardware.sent(batch, where)), edge_of)
-            yield {name: hardware.fetched(pool(maps[name], edge_of[name])) for name in maps}
+            given = {name: hardware.fetched(pool(maps[name], edge_of[name])) for name in maps}
+            del maps  # or those of two batches would fill a GPU
+            yield given
 
     for described in hardware.one_behind(begun(), where):
         for layer, fetch in described.items():

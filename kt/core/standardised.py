@@ -22,9 +22,10 @@ def standardised(
     Args:
         train: (N, D) float32.
         test: (T, D) float32.
-        where: Takes the blocks of what is streamed; what fits into memory stays on the CPU.
+        where: Takes them, of what is streamed the blocks.
     """
     if isinstance(train, Tensor) and isinstance(test, Tensor):
+        train, test = train.to(where), test.to(where)
         mean, std = train.mean(0), train.std(0).clamp(min=LEAST)
         return (train - mean) / std, (test - mean) / std
     mean = sum(block.double().sum(0) for block in _read(train)) / len(train)

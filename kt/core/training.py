@@ -103,6 +103,8 @@ class _Run:
         self.network = parallel.wrap(job.network)
         hardware.set_up(self.device, settings.deterministic)
         if settings.compile and self.device.type == "cuda":
+            # By default torch gives up at the 8th network of a process; `nonlinear` has more.
+            torch._dynamo.config.recompile_limit = 64
             self.network = torch.compile(self.network)
         threads = job.delivery
         self.threads = hardware.delivery_threads(self.device) if threads is None else threads
@@ -306,10 +308,11 @@ def validate(
     where = next(network.parameters()).device
     loss = right = 0.0
     most = max(batch, min(256, pack.at_once))
+    own = -(-most // parallel.size())  # a GPU that shares a batch may not have room for all of it
     parts = -(-len(index) // most)  # of sizes alike: none of one image among large ones
     for part in index.tensor_split(max(parts, 1)):
         views, labels = load_batch(task, pack, part, -1, where)
-        logits = network(views)
+        logits = torch.cat([network(some) for some in views.split(own)])
         loss += float(task.loss(logits, labels)) * len(part)
         right += float(task.right(logits, labels)) * len(part)
     return {"validation_loss": loss / len(index), "validation_top1": right / len(index)}

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,8 @@ class Job:
     Attributes:
         network: What is trained, in place.
         names: Of the N pictures.
-        load: From rows and epoch to a batch; on a thread of its own, so from files and draws alone.
-        loss: From such a batch to the loss, in training mode, on the network's device.
+        load: From row and epoch to a picture; on threads, so from files and draws alone.
+        loss: From a list of what it gives to the loss, in training mode, on the network's device.
         settings: From the config.
         seed: Of order, draws and dropout.
         name: For progress lines.
@@ -232,8 +232,8 @@ class Job:
 
     network: nn.Module
     names: Sequence[str]
-    load: Callable[[list[int], int], Any]
-    loss: Callable[[Any], Tensor]
+    load: Callable[[int, int], Any]
+    loss: Callable[[list], Tensor]
     settings: Schedule
     seed: int
     name: str
@@ -241,8 +241,9 @@ class Job:
     fingerprint: dict
 
     def __post_init__(self):
-        """Hashes the names, once."""
+        """Hashes the names, once; the order is that of the epoch under way."""
         self.ids = torch.from_numpy(images.key_ids(list(self.names)))
+        self.order: Tensor | None = None
 
 
 def train(job: Job) -> nn.Module:
@@ -268,13 +269,14 @@ def train(job: Job) -> nn.Module:
     step.detail(
         "%s: %d pictures, %d steps of %d on %s", job.name, len(job.names), total, batch, where
     )
+    threads = max(1, hardware.delivery_threads(where))
     try:
-        with Flag() as stop, ThreadPoolExecutor(1, "load") as thread:
-            ahead = thread.submit(_load, job, first, per_epoch, batch) if first < total else None
+        with Flag() as stop, ThreadPoolExecutor(threads, "load") as pool:
+            ahead = _begun(job, first, per_epoch, batch, pool) if first < total else None
             for number in range(first, total):
-                rows, content = ahead.result()
+                rows, content = ahead[0], [one.result() for one in ahead[1]]
                 if number + 1 < total:
-                    ahead = thread.submit(_load, job, number + 1, per_epoch, batch)
+                    ahead = _begun(job, number + 1, per_epoch, batch, pool)
                 generator.manual_seed(training._step_seed(job.seed, number))
                 loss = job.loss(content)
                 _check_finite(job, float(loss.detach()), number + 1, rows)
@@ -306,12 +308,15 @@ def chances(names: Sequence[str], seed: int, epoch: int, count: int) -> Tensor:
     return draws.uniform(seed, "voc views", epoch, ids, count)
 
 
-def _load(job: Job, number: int, per_epoch: int, batch: int) -> tuple[list[int], Any]:
-    """Reads the batch of a step; the order of an epoch depends on seed, epoch and names alone."""
+def _begun(
+    job: Job, number: int, per_epoch: int, batch: int, pool: ThreadPoolExecutor
+) -> tuple[list[int], list[Future]]:
+    """Begins to read the pictures of a step; an epoch's order depends on seed and names alone."""
     epoch, place = divmod(number, per_epoch)
-    order = draws.permutation(job.seed, "voc order", epoch, job.ids)
-    rows = order[place * batch : (place + 1) * batch].tolist()
-    return rows, job.load(rows, epoch)
+    if job.order is None or place == 0:
+        job.order = draws.permutation(job.seed, "voc order", epoch, job.ids)
+    rows = job.order[place * batch : (place + 1) * batch].tolist()
+    return rows, [pool.submit(job.load, row, epoch) for row in rows]
 
 
 def _check_finite(job: Job, loss: float, number: int, rows: list[int]) -> None:

@@ -94,10 +94,8 @@ def fit(rows, labels, start, penalty: float, iterations: int):
         loss = loss + penalty / 2 * weights[:-1].square().sum()
         return loss, torch.cat([slope + penalty * weights[:-1], bias[None]])
 
-    if whole is None:
-        start = start.to(rows.mean)
-        torch.backends.cuda.matmul.allow_tf32 = False
-    return minimise(loss_and_gradient, start, iterations)
+    torch.backends.cuda.matmul.allow_tf32 = False  # a line search needs all digits of the loss
+    return minimise(loss_and_gradient, start.to(rows.mean if whole is None else rows), iterations)
 
 
 def predict(rows, weights):

@@ -310,14 +310,15 @@ def tuned(backbone, root, names, truth, data, options: Options, seed: int):
     network = voc_training.Classifier(trunk, options.map, options.size, truth.shape[1])
     signs = torch.from_numpy(truth).float()
 
-    def load(rows, epoch):
-        given = [names["trainval"][row] for row in rows]
+    def load(row, epoch):
+        given = names["trainval"][row : row + 1]
+        pixels = squeezed(root, given, options.size)[0]
         mirrored = voc_training.chances(given, seed, epoch, 1) < 0.5
-        pixels = squeezed(root, given, options.size)
-        return torch.where(mirrored[..., None, None], pixels.flip(-1), pixels), signs[rows]
+        return pixels.flip(-1) if mirrored else pixels, signs[row]
 
     def loss(batch):
-        pixels, wanted = (part.to(trunk.backbone.mean.device) for part in batch)
+        where = trunk.backbone.mean.device
+        pixels, wanted = (torch.stack(part).to(where) for part in zip(*batch, strict=True))
         scores = network(trunk.backbone.normalise(pixels))
         each = functional.binary_cross_entropy_with_logits(
             scores, wanted.clamp(min=0), wanted.abs(), reduction="sum"

@@ -74,12 +74,9 @@ def trained(backbone, root, names, truth, state, options: Options, seed: int):
     torch.manual_seed(seed)  # the head's weights
     network = build(backbone, options).cpu()
 
-    def load(rows, epoch):
-        mirrored = voc_training.chances([names[row] for row in rows], seed, epoch, 1)[:, 0] < 0.5
-        return [
-            shown(picture(root, names[row], truth[row]), truth[row], bool(flip))
-            for row, flip in zip(rows, mirrored, strict=True)
-        ]
+    def load(row, epoch):
+        mirrored = voc_training.chances([names[row]], seed, epoch, 1) < 0.5
+        return shown(picture(root, names[row], truth[row]), truth[row], bool(mirrored))
 
     def loss(batch):
         where = network.backbone.backbone.mean.device

@@ -91,17 +91,14 @@ def trained(backbone, root, names, state, options: Options, seed: int):
     network = voc_training.FCN(trunk, options.skips, len(voc.CLASSES) + 1)
     ground = (255 * trunk.backbone.mean).round().byte().numpy()
 
-    def load(rows, epoch):
-        given = [names[row] for row in rows]
-        chances = voc_training.chances(given, seed, epoch, 4).tolist()
-        views = [
-            view(*pair(root, name, options.masks), options, ground, chance)
-            for name, chance in zip(given, chances, strict=True)
-        ]
-        return [torch.from_numpy(np.stack(part)) for part in zip(*views, strict=True)]
+    def load(row, epoch):
+        (chances,) = voc_training.chances([names[row]], seed, epoch, 4).tolist()
+        return view(*pair(root, names[row], options.masks), options, ground, chances)
 
     def loss(batch):
-        pixels, wanted = (part.to(trunk.backbone.mean.device) for part in batch)
+        where = trunk.backbone.mean.device
+        parts = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+        pixels, wanted = (part.to(where) for part in parts)
         scores = network(trunk.backbone.normalise(pixels))
         each = (
             functional.cross_entropy(  # summed here, since its own sum is not deterministic on CUDA

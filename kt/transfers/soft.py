@@ -37,7 +37,10 @@ def build(options: Options, taught: list, seed: int):
         """Learns the softmax over the centroids."""
 
         def __init__(self):
-            self.rows, self.centroids = one.rows, one.centroids
+            # Distances are the same from any origin; about the mean they keep more of their digits,
+            # since `cdist` multiplies matrices, and a GPU in TF32, which has three decimal ones.
+            self.centre = one.centroids.mean(0)
+            self.rows, self.centroids = one.rows, one.centroids - self.centre
             self.outputs = len(one.centroids)
             self.usable = torch.ones(len(one.rows), dtype=torch.bool)
 
@@ -51,8 +54,11 @@ def build(options: Options, taught: list, seed: int):
             Here and not in `values`, so that each step computes a batch of the same size: the last
             bit depends on it, and a training that was stopped must go on with the same bits.
             """
-            self.centroids = self.centroids.to(rows.device)
-            return (-torch.cdist(rows, self.centroids).square() / options.temperature).softmax(1)
+            self.centre, self.centroids = (
+                part.to(rows.device) for part in (self.centre, self.centroids)
+            )
+            squares = torch.cdist(rows - self.centre, self.centroids).square()
+            return (-squares / options.temperature).softmax(1)
 
         def loss(self, outputs, values, smoothing):
             """Gives the cross-entropy with the probabilities."""
