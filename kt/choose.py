@@ -138,8 +138,9 @@ def best(measured: list[dict]) -> tuple[str, dict[str, int]]:
     for row in measured:
         if row["layer"] not in top or row["information"] > top[row["layer"]]["information"]:
             top[row["layer"]] = row
-    highest = max(row["information"] for row in top.values())
-    deep = [name for name, row in top.items() if row["information"] >= DEEP_ENOUGH * highest]
+    # A dead layer's 0 is not more than what others have by chance, a little above or below.
+    least = max(DEEP_ENOUGH * max(row["information"] for row in top.values()), 1e-12)
+    deep = [name for name, row in top.items() if row["information"] >= least]
     # Where no view tells anything of the other, nothing speaks against the last layer.
     return (deep or list(top))[-1], {name: row["k"] for name, row in top.items()}
 

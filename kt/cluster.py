@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,11 +94,13 @@ def run(arguments: argparse.Namespace) -> None:
     )
     place = arguments.output.with_name(f".{arguments.output.name}.state")
     reached = Reached(place, json.dumps(made_of), part.number == 1)
-    if reached.found:
-        step.log.info("cluster: goes on after %d iterations", reached.found)
     with tables.read(arguments.features, folder) as whole:
         found = tables.share(whole, part)
         own = Spread(found.rows, getattr(found.rows, "first", 0), number, part)
+        if part.of > 1 and np.ptp(own.every(np.float64(reached.found))):
+            reached.forget()  # others do not see it, or not yet; sums of several would mean nothing
+        if reached.found:
+            step.log.info("cluster: goes on after %d iterations", reached.found)
         transform = fit_transform(own, settings, found.keys, where)
         rows = training_rows(own, transform, settings, k, arguments.seed, arguments.output)
         centroids, objective = fit(rows, settings, k, arguments.seed, reached)
@@ -132,7 +135,8 @@ def training_rows(
         own = features.own(picked)
     shape = own.stop - own.start, transform.width
     size = 4 * shape[0] * shape[1]
-    fits = size <= settings.memory_mb << 20
+    here = 1 if features.part.of == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fits = size * here <= settings.memory_mb << 20  # of all processes of this machine
     step.log.info(
         "cluster: k-means learns from %s %d of %d rows of %d dimensions, %s",
         "all" if count == number else f"a sample (clustering.sample = {settings.sample}) of",

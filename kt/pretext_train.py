@@ -208,17 +208,16 @@ def fingerprint(arguments: argparse.Namespace) -> dict:
 def training_summary(job) -> dict:
     """Gives what model.json says of a training: settings, images, cost, device."""
     from kt.core import parallel
-    from kt.core.network import multiply_adds, precision
+    from kt.core.network import multiply_adds
 
-    last = job.network.backbone.mean.device
     return {
         **job.settings.model_dump(),
         "epochs": job.epochs,
         "images": len(job.train),
         "multiply_adds": multiply_adds(job.network, job.task),
         "processes": parallel.size(),
-        "computed_in": str(precision(job.network, job.task, job.settings.precision, last)),
-        "device": str(last),
+        "computed_in": str(job.computed_in),
+        "device": str(job.network.backbone.mean.device),
     }
 
 

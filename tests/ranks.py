@@ -37,6 +37,12 @@ def main(place: Path, kind: str, *faults: str) -> None:
         task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)
     wanted = job(task, pixels, held_out=8, epochs=3, optimiser="sgd", lr=0.02)
     wanted = dataclasses.replace(wanted, state=place / "state", fingerprint={"lr": 1})
+    if "idle" in faults:
+        wanted.network.left_over = torch.nn.Linear(3, 2)
+    if "unlike" in faults:
+        training.precision = lambda *_: training.TYPES[parallel.rank()]
+    if "blind" in faults and parallel.rank() == 1:
+        resume.newest = lambda *_: None
     rows = []
     resume.SAVE_SECONDS, resume.SAVE_SHARE = 0.0, float("inf")
 

@@ -67,6 +67,7 @@ def rows(**layers):
         (rows(a={2: 0.9}, b={2: 0.2}, c={2: 0.6}, d={2: 0.1}), "c", dict.fromkeys("abcd", 2)),
         (rows(a={2: 0.3, 4: 0.3}), "a", {"a": 2}),  # of equal ones the fewest clusters
         (rows(a={2: -0.1}, b={2: -0.2}), "b", {"a": 2, "b": 2}),  # nothing tells anything
+        (rows(a={2: -0.1}, dead={2: 0.0}, c={2: -0.2}), "c", dict.fromkeys(("a", "dead", "c"), 2)),
     ],
 )
 def test_the_deepest_layer_that_tells_enough_is_taken_each_with_its_best_k(
@@ -277,3 +278,25 @@ def test_mirrored_features_are_the_same_for_an_image_and_its_mirror_image(tmp_pa
     assert np.allclose(mirrored, mirrored_of_mirror, atol=1e-5)
     assert np.allclose(mirrored, (plain + plain_of_mirror) / 2, atol=1e-5)
     assert not np.allclose(plain, plain_of_mirror, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------- one view
+
+
+def test_one_view_alone_decides_what_features_are_transformed_by(tmp_path, monkeypatch):
+    shown = torch.randn(2, 60, 8, generator=torch.Generator().manual_seed(0))
+    parts = [{"dead": torch.full((60, 8), 0.3), "alive": one} for one in shown]
+    monkeypatch.setattr(views, "features", lambda *given: parts[given[5]])
+    seen, fit = [], cluster.fit_transform
+    monkeypatch.setattr(
+        cluster, "fit_transform", lambda rows, *a, **b: seen.append(rows) or fit(rows, *a, **b)
+    )
+    arguments = argparse.Namespace(
+        pack=tmp_path, clustering=crafted.clustering(), map=1, pool="mean", mirror=False, seed=0,
+        choice=config.Choice(images=60, clusters=[2], task=crafted.plugin(crafted.LABELS)),
+    )  # fmt: skip
+    dead, _ = choose.measure(
+        None, crafted.pack(crafted.noise(60, 12)), ["dead", "alive"], arguments
+    )
+    assert dead["information"] == 0
+    assert len(seen) == 1 and (seen[0] == shown[0].numpy()).all()

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kt import config, reference, workflow
+from kt.core import lessons
 from kt.core.step import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -599,3 +600,93 @@ def test_null_on_the_command_line_is_null():
     said = {"teachers": {"longer": "null"}, "numbers": ["null", 1], "name": "nullable"}
     null = {"teachers": {"longer": None}, "numbers": [None, 1], "name": "nullable"}
     assert config.with_nulls(said) == null
+
+
+# ---------------------------------------------------------------------------- what reaches whom
+
+
+SET = BASE["datasets"]["fashion_mnist"]
+
+
+SIMILAR = {"name": "similarity", "anchors": 9, "temperature": 0.1}
+
+
+def test_no_part_of_a_budget_has_a_budget_itself():
+    said = refusal(teachers={"more": {"like": "longer", "budget": ["longer"]}})
+    assert "teachers.more.budget: 'longer' has no budget of its own to add" in said
+
+
+def test_there_are_at_most_as_many_clusters_as_images_of_their_own_data_set():
+    resolve(clusters=FEW)
+    few = {"few": SET | {"unlabelled": 50}}
+    resolve(datasets=few, use={"evaluate": "few"})
+    said = refusal(datasets=few, use={"cluster": "few"})
+    assert "k = 100 is more than the 50 images of datasets.few.unlabelled" in said
+
+
+def test_layers_whose_scores_are_added_are_checked():
+    values = config.read(ROOT / "presets/voc.yaml")["evaluations"]["voc_segmentation"]
+    said = refusal(evaluations={"voc_segmentation": values | {"skips": ["conv9"]}})
+    assert "evaluations.voc_segmentation.skips: 'conv9' is not a layer of targets.small" in said
+
+
+def test_layers_of_given_features_have_any_name():
+    resolve(teachers={"hog": {"features": "x.npy", "layers": ["mine"]}})
+
+
+@pytest.mark.parametrize("role, fails", [("pretext", True), ("evaluate", False)])
+def test_a_pretext_task_must_fit_the_images_it_learns_from(role, fails):
+    given = {"datasets": {"tiny": SET | {"size": 12}}, "use": {role: "tiny"}}
+    assert "teachers.deep.task: " in refusal(**given) if fails else resolve(**given)
+
+
+def test_two_layers_that_come_to_the_same_one_are_one():
+    plain = {"name": "plain", "widths": [8, 8], "strides": [2, 2]}
+    found = resolve(images="x", teachers={"deep": {"backbone": plain}})
+    assert found.teachers["deep"].layers == ["conv2"]
+
+
+def test_features_of_a_teacher_are_made_as_it_says():
+    found = lessons.describers(
+        resolve(teachers={"deep": {"pool": "max", "mirror": True, "map": 2}})
+    )
+    assert found["deep"] == lessons.Describer("results/teachers/deep/s0", 2, "max", True)
+
+
+def test_clusters_of_the_first_k_are_shown_where_features_teach():
+    alike = {"kind": SIMILAR, "of": ["deep"]}
+    found = resolve(clusters=["auto", 7, 50], transfers={"hard": {"of": ["hog"]}, "alike": alike})
+    assert lessons.shown(found) == [
+        ("deep", "block3", 7), ("hog", "hog", "auto"), ("hog", "hog", 50), ("hog", "hog", 7),
+    ]  # fmt: skip
+
+
+def test_targets_learn_of_their_own_images_from_clusters_of_others():
+    found = resolve(
+        datasets={"other": SET}, use={"target": "other"}, transfers={"hard": {"of": ["hog"]}}
+    )
+    assert lessons.all_tables(found) == {
+        "results/pseudo_labels/hog/hog/fashion_mnist/k100/other-train-unlabelled.h5",
+        "results/clusters/hog/hog/fashion_mnist/k100.h5",
+        "results/features/hog/hog/fashion_mnist-train-unlabelled.h5",
+    }
+    pretext, target = workflow.budget(found, found.teachers["longer"])
+    packs = [f"results/data/{name}/train-unlabelled.h5" for name in ("fashion_mnist", "other")]
+    assert [pretext["pack"], target["pack"]] == packs
+    assert target["task"].options()["crop"] == 1 != found.targets["small"].task.options()["crop"]
+
+
+def test_seeds_and_effort_reach_every_network():
+    found = resolve(
+        seed=5, seeds=4, effort=1e-9, teachers={"deep": {"seeds": 1}, "hog": {"seeds": None}}
+    )
+    assert [workflow.teacher_seeds(found, name) for name in ("deep", "hog")] == [1, 4]
+    assert workflow.describe_teacher(found, "deep", 2)["seed"] == 7
+    assert workflow.describe_target(found, "small", "supervised", 2)["seed"] == 7
+    assert {part["epochs"] for part in workflow.budget(found, found.teachers["longer"])} == {1}
+    assert workflow.evaluation_jobs(found, True)["finetune"]["finetune"]["images"] == 1
+
+
+@pytest.mark.parametrize("as_if, most, off", [(0, 3, True), (9, 1, True), (9, 3, False)])
+def test_small_sets_are_learned_longer_unless_it_is_off(as_if, most, off):
+    assert (workflow.few_images(resolve(few_images={"as_if": as_if, "most": most})) == []) == off

@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from kt import config, evaluate
+from kt import cluster, config, evaluate
 from kt.core import (
     blocks,
     images,
     judge,
     model,
     pooling,
+    records,
     standardised,
+    supervised,
+    svm,
     table,
     training,
     views,
 )  # fmt: skip
 from kt.core.step import ConfigError, DataError, Interrupted
-from kt.evaluations import clusters, finetune, knn, linear
+from kt.evaluations import clusters, finetune, knn, linear, nonlinear
+from kt.evaluations import svm as machines
 
 KNN = {"neighbours": 5, "temperature": 0.07, "map": 1}
 LINEAR = {"map": 2, "dimensions": None, "penalties": [0.01, 0.1], "iterations": 30}
@@ -565,3 +569,176 @@ def test_an_interrupted_evaluation_goes_on_in_the_middle_of_a_training(tmp_path,
     assert len(made) == number  # no step was made twice
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "again.json"))
     assert one["records"] == two["records"] and not arguments.state.exists()
+
+
+# ---------------------------------------------------------------------------- on which rows
+
+
+def test_knn_chooses_on_rows_it_does_not_know_and_judges_by_all_of_train(
+    backbone, data, monkeypatch
+):
+    seen, vote = [], knn.vote
+
+    def spy(*given):
+        seen.append(given[:3])
+        return vote(*given)
+
+    monkeypatch.setattr(knn, "vote", spy)
+    knn.evaluate(backbone, data, knn.Options(**KNN | {"map": 2}), 0)
+    kept, out = judge.held_out(data.train)
+    train, test = (
+        torch.nn.functional.normalize(backbone.features(split.pack.images, "conv2", 2))
+        for split in (data.train, data.test)
+    )
+    labels = data.train.labels
+    wanted = (train[out], train[kept], labels[kept]), (test, train, labels)
+    for one, other in zip(seen, wanted, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, other, strict=True))
+
+
+def test_all_of_train_is_fitted_with_the_best_penalty_of_equals_the_largest(
+    backbone, data, monkeypatch
+):
+    right, fits = {0.3: 0.5, 0.1: 0.9, 0.03: 0.9, 0.01: 0.2}, []
+
+    def fit(rows, labels, start, penalty, iterations):
+        fits.append((len(rows), penalty))
+        return penalty
+
+    monkeypatch.setattr(linear, "fit", fit)
+    monkeypatch.setattr(linear, "predict", lambda rows, weights: weights)
+    monkeypatch.setattr(judge, "scores", lambda penalty, labels: {"top1": right[penalty]})
+    monkeypatch.setattr(judge, "judged", lambda penalty, labels, layer: [{"judged": penalty}])
+    options = linear.Options(**LINEAR | {"penalties": [0.01, 0.3, 0.03, 0.1]})
+    found = linear.evaluate(backbone, data, options, 0)
+    assert fits == [*((24, penalty) for penalty in right), (30, 0.1)] * 2
+    assert [one.get("judged") or one["value"] for one in found] == [0.9, 0.1] * 2
+
+
+def test_svms_see_rows_of_unit_length_and_all_of_train_with_the_chosen_cost(
+    backbone, data, monkeypatch
+):
+    fits = []
+
+    def spy(rows, signs, start, cost, positive, iterations):
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
+        fits.append((len(rows), cost, positive))
+        return start
+
+    def choose(rows, signs, draws, *_):
+        start = torch.zeros(rows.shape[1] + 1, 3)
+        return 7.0, [start + number for number, _ in enumerate(draws)], 0.5
+
+    monkeypatch.setattr(svm, "fit", spy)
+    monkeypatch.setattr(machines, "choose", choose)
+    monkeypatch.setattr(svm, "decide", lambda rows, weights: weights)
+    monkeypatch.setattr(machines, "scores", lambda made, *_: {"top1": float(made[0, 0])})
+    monkeypatch.setattr(judge, "judged", lambda *_, **__: [])
+    found = machines.evaluate(backbone, data, machines.Options(**SVM | {"draws": 3}), 0)
+    assert fits == [(30, 7.0, 2)] * 2
+    assert [one["value"] for one in found] == [0.5, 1.0] * 2  # the mean of the draws' 0, 1, 2
+    assert [
+        cost
+        for cost, _ in machines.by_cost(torch.eye(4), torch.ones(4, 3), machines.Options(**SVM))
+    ] == [1, 100]
+    assert fits[2:] == [(4, 1, 2), (4, 100, 2)]
+
+
+def test_features_that_never_change_are_no_numbers_to_fear(tmp_path):
+    rows = torch.randn(40, 3)
+    rows[:, 1] = 0.5
+    cpu, scratch = torch.device("cpu"), blocks.Scratch(tmp_path, (40, 3))
+    scratch[0:40] = rows.numpy()
+    whole, _ = standardised.standardised(rows, rows, cpu)
+    streamed, _ = standardised.standardised(scratch, rows, cpu)
+    for found in (whole, *(block for _, block in streamed.blocks())):
+        assert torch.isfinite(found).all() and (found[:, 1].abs() < 0.1).all()
+
+
+def test_what_memory_does_not_hold_together_is_in_files(backbone, data, monkeypatch):
+    sizes = [4 * len(data.train.pack) * width for width in (8, 16)]  # of both layers
+    for most, held in (
+        (sum(sizes), [True, True]),
+        (sum(sizes) - 1, [True, False]),
+        (sizes[0] - 1, [False, False]),
+    ):
+        judge._features.cache_clear()
+        monkeypatch.setattr(judge, "MOST_BYTES", most)
+        found = judge.features(backbone, data.train.pack, 1)
+        assert [isinstance(rows, torch.Tensor) for rows in found.values()] == held
+
+
+def test_one_image_of_each_class_leaves_none_to_choose_on():
+    split = judge.Split(crafted.pack(crafted.noise(3, 4)), torch.arange(3))
+    with pytest.raises(judge.DataError, match="found 3 images, one a class"):
+        judge.held_out(split)
+
+
+def test_clusters_are_fitted_on_unit_features_of_train_and_judged_on_test(
+    backbone, data, monkeypatch
+):
+    seen, kmeans, assign = [], cluster.kmeans, cluster.assign
+
+    def spy(made):
+        def call(rows, *given):
+            seen.append((rows, *given[:1]))
+            return made(rows, *given)
+
+        return call
+
+    monkeypatch.setattr(cluster, "kmeans", spy(kmeans))
+    monkeypatch.setattr(cluster, "assign", spy(assign))
+    fewer = dataclasses.replace(data, test=crafted.data(test=12).test)
+    options = clusters.Options(**CLUSTERS | {"view_images": 99, "view_clusters": 50})
+    found = clusters.evaluate(backbone, fewer, options, 0)
+    assert [(one["metric"], one["n"]) for one in found] == [
+        ("view_nmi", 40), ("nmi", 12), ("purity", 12), ("hungarian", 12),
+    ]  # fmt: skip
+    (_, of_views), *_, (train, k), (test, _) = seen
+    assert (of_views, k) == (20, 3)  # two images of a view for each cluster at least
+    for rows, split in ((train, fewer.train), (test, fewer.test)):
+        wanted = backbone.features(split.pack.images, "conv2", 1)
+        assert np.allclose(rows, torch.nn.functional.normalize(wanted), atol=1e-5)
+
+
+def test_numbers_of_labels_are_left_out_that_no_class_has(backbone, data, monkeypatch):
+    labels = torch.tensor([0] * 20 + [1] * 6 + [2] * 4)
+    uneven = dataclasses.replace(data, train=judge.Split(data.train.pack, labels))
+    monkeypatch.setattr(finetune, "judged", lambda *_, labels_per_class: [labels_per_class])
+    options = finetune.Options(**FINETUNE | {"labels_per_class": [4, 5, 20, 21]})
+    assert finetune.evaluate(backbone, uneven, options, 0) == [4, 5, 20]
+
+
+def test_the_nonlinear_protocol_learns_all_of_train(backbone, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        supervised, "train", lambda network, task, data, rows, *_, **__: seen.append(rows)
+    )
+    nonlinear.run(backbone, data, "conv1", nonlinear.Options(**NONLINEAR), 0)
+    assert torch.equal(seen[0], torch.arange(30))
+
+
+def test_a_cost_is_chosen_by_the_mean_over_draws(monkeypatch):
+    right = {(0, 1): 0.9, (1, 1): 0.1, (0, 100): 0.6, (1, 100): 0.6}
+    monkeypatch.setattr(
+        machines, "by_cost", lambda rows, *_: [(c, (int(rows[0]), c)) for c in (1, 100)]
+    )
+    monkeypatch.setattr(svm, "decide", lambda rows, weights: weights)
+    monkeypatch.setattr(machines, "scores", lambda made, *_: {"top1": right[made]})
+    rows, draws = torch.arange(4), [torch.tensor([0]), torch.tensor([1])]
+    found = machines.choose(rows, rows, draws, rows, machines.Options(**SVM), "top1")
+    assert found == (100, [(0, 100), (1, 100)], 0.6)
+
+
+def test_records_say_which_images_were_right():
+    predicted, labels = torch.tensor([1, 0, 2, 2]), torch.tensor([1, 1, 2, 0])
+    top, other = judge.judged(predicted, labels, layer="conv1")
+    assert records.unpacked(top).tolist() == [1, 0, 1, 0] and top["value"] == 0.5
+    assert (other["metric"], other["layer"]) == ("mean_class_accuracy", "conv1")
+    assert records.RIGHT not in other
+
+
+def test_images_of_several_labels_are_held_out_as_a_whole():
+    labels = torch.tensor([[1, -1, 0], [-1, 1, 1]]).repeat(10, 1)
+    kept, out = judge.held_out(judge.Split(crafted.pack(crafted.noise(20, 4)), labels))
+    assert len(out) == 4 and sorted([*kept.tolist(), *out.tolist()]) == list(range(20))

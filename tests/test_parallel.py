@@ -106,6 +106,34 @@ def test_another_number_of_processes_goes_on_where_one_was_stopped(tmp_path, fir
 
 
 @pytest.mark.slow
+def test_processes_of_several_precisions_or_with_idle_weights_find_what_one_finds(tmp_path):
+    for name, launcher, faults in (("one", (), ["idle"]), ("two", TWO, ["idle", "unlike"])):
+        done = start(tmp_path / name, "pretext", *faults, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+    assert_alike(*(outcome(tmp_path / name / "pretext") for name in ("two", "one")))
+
+
+@pytest.mark.slow
+def test_processes_that_find_several_states_stop_and_touch_none(tmp_path):
+    start(tmp_path, "pretext", "stop", launcher=TWO)
+    place = tmp_path / "pretext/state"
+    states = {path.name: path.read_bytes() for path in place.glob("*.state")}
+    done = start(tmp_path, "pretext", "blind", launcher=TWO)
+    assert done.returncode and "find the same state, found several" in done.stderr
+    assert states and states == {path.name: path.read_bytes() for path in place.glob("*.state")}
+    start(tmp_path / "calm", "pretext")
+    assert_alike(finished(tmp_path, TWO), outcome(tmp_path / "calm/pretext"))
+
+
+def test_steps_on_several_nodes_of_one_job_do_not_meet_each_other(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    one, other = (dict(part.split("=", 1) for part in launch._meeting(2)) for _ in range(2))
+    assert one["--nnodes"] == "2" and one["--rdzv-id"] != other["--rdzv-id"]
+    host, _, port = one["--rdzv-endpoint"].partition(":")
+    assert host == os.uname().nodename and 1024 <= int(port) < 65536
+
+
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_is_named(tmp_path):
     begun = time.monotonic()
     done = start(tmp_path, "pretext", "die", launcher=TWO)
@@ -176,7 +204,12 @@ def test_each_process_drops_what_one_process_would(monkeypatch, shape, last):
 
 
 @pytest.mark.parametrize(
-    "norm", [type("Other", (nn.BatchNorm2d,), {})(3), nn.BatchNorm2d(3, affine=False)]
+    "norm",
+    [
+        type("Other", (nn.BatchNorm2d,), {})(3),
+        nn.BatchNorm2d(3, affine=False),
+        nn.BatchNorm2d(3, track_running_stats=False),
+    ],
 )
 def test_a_norm_that_cannot_see_all_processes_is_refused_by_name(monkeypatch, norm):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -248,10 +281,15 @@ step.main("", lambda parser: parser.add_argument("--fails", action="store_true")
 
 @pytest.mark.parametrize("options, code", [([], 0), (["--fails"], 3)])
 def test_a_process_of_several_ends_with_its_code_whatever_still_runs(tmp_path, options, code):
-    log = tmp_path / "log"
+    log, said = tmp_path / "log", tmp_path / "codes"
+    said.mkdir()
+    (said / "1.pid").write_text("1")  # as a launched process leaves it when it begins
+    here = {"RANK": "1", launch.CODES: str(said), "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
         [sys.executable, "-c", ABORTS, "--log", log, *options], capture_output=True, text=True,
-        env={**os.environ, "RANK": "1", "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, **here},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (code, "done\n"), done.stderr
+    left = {path.name: path.read_text() for path in said.iterdir()}
+    assert left == ({"1.pid": "1", "1.code": "3"} if code else {})  # else its number is free again
     assert "said" in done.stderr and "said" in log.read_text()

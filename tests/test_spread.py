@@ -1,6 +1,8 @@
 """Clustering by several processes, by torchrun and gloo, against one process."""
 
 import json
+import os
+import subprocess
 import sys
 
 import crafted
@@ -38,6 +40,60 @@ def gaussians(number: int) -> np.ndarray:
     """Correlated rows (N, 9) float32 far from zero, no two clusters alike."""
     random = np.random.default_rng(5)
     return (random.normal(size=(number, 9)) @ random.normal(size=(9, 9)) + 20).astype(np.float32)
+
+
+BLIND = """
+import os, runpy, sys
+from kt.core import reached
+if os.environ["RANK"] == "1":
+    reached.Reached._read = lambda *_: None
+sys.argv[0] = "cluster.py"
+runpy.run_module("kt.cluster", run_name="__main__")
+"""
+
+
+KILLED = """
+import os, runpy, sys
+from kt.core import reached
+after, done = reached.Reached.after, []
+
+def count(*given):
+    after(*given)
+    done.append(1)
+    if len(done) == 3:
+        os._exit(9)
+
+reached.Reached.after = count
+sys.argv[0] = "cluster.py"
+runpy.run_module("kt.cluster", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_which_one_sees_no_state_begin_anew_together(tmp_path):
+    rows = gaussians(9_000)
+    done, wanted = cluster(tmp_path, 1, rows)
+    assert done.returncode == 0, running.output(done)
+    (tmp_path / "blind.py").write_text(BLIND)
+    here = {**os.environ, "PYTHONPATH": str(running.ROOT), "KT_SAVE_SECONDS": "0"}
+    found = tmp_path / "found.h5"
+    options = ("--features", tmp_path / "features.h5", "--k", 7, "--seed", 3, "--settings",
+               crafted.clustering(iterations=6).model_dump_json(), "--output", found)  # fmt: skip
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    ends = []
+    for program in (("-c", KILLED), (*launcher, tmp_path / "blind.py")):
+        command = list(map(str, (sys.executable, *program, *options)))
+        done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=200)
+        ends.append((done.returncode, len(list(tmp_path.glob(".found*.state")))))
+    assert ends == [(9, 1), (0, 0)] and "goes on" not in running.output(done)
+    one, other = arrays(wanted)[0], arrays(found)[0]
+    assert np.allclose(one["centroids"], other["centroids"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_of_a_machine_share_the_room_for_rows(tmp_path):
+    done, _ = cluster(tmp_path, 4, gaussians(40_000), memory_mb=1)  # 1.4 MB, each a quarter
+    assert done.returncode == 0 and "from a scratch file" in running.output(done)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kt import report
 from kt.core import charts, figures, records, step, summary, verdict
-from kt.core.choice import settle_layers
+from kt.core.choice import scores, settle_layers
 from kt.core.intervals import T_95, Interval, interval, outcome
 from kt.core.records import Column
 from kt.core.step import DataError
@@ -710,3 +710,206 @@ def test_charts_are_well_formed_and_escape_every_name():
         root = ElementTree.fromstring(drawn)
         assert root.attrib["aria-label"] == evil
         assert "script" not in {element.tag for element in root.iter()}
+
+
+# ---------------------------------------------------------------------------- what is said of what
+
+
+def test_the_linear_probe_is_never_the_main_quantity_beside_another():
+    scores = {
+        "linear": {"transfer": 0.7, "direct": 0.6},
+        "finetune": {"transfer": 0.5, "direct": 0.6},
+    }
+    found = [
+        r
+        for e, of in scores.items()
+        for r in run_of({a: [v] * 3 for a, v in of.items()}, evaluation=e)
+    ]
+    comparison = summary.compare(found, [])
+    assert [column.evaluation for column in comparison.differences] == ["linear", "finetune"]
+    first, second = verdict.sentences(comparison)
+    assert "falls behind direct by 10.0\u00a0±\u00a00.0 points of fine-tuned top-1" in first
+    assert second == "Transfer beats direct by 10.0\u00a0±\u00a00.0 points of linear-probe top-1."
+    assert verdict.ahead(comparison) == [("direct", "fine-tuned top-1")]
+
+
+def test_controls_that_are_beaten_make_the_verdict_where_there_are_no_others():
+    comparison = summary.compare(run_of({"transfer": [0.7] * 3, "hog": [0.6] * 3}), [])
+    (said,) = verdict.sentences(comparison)
+    assert said.startswith("On these images transfer beats hog by 10.0")
+
+
+def test_without_labels_the_arms_that_agree_more_are_named_and_no_others():
+    more = {"evaluation": "clusters", "metric": "view_nmi"}
+    found = run_of({"random": [0.5], "direct": [0.7], "transfer": [0.6]}, **more)
+    found[2] |= {"teacher": "deep", "teacher_layer": "auto", "k": "auto", "chosen": "block2 k 5"}
+    network, unknown, ahead, _ = verdict.sentences(summary.compare(found, []))
+    assert network == "The network to use is transfer (block2 k 5)."
+    assert ahead.startswith("By that rule direct (70.0 %) would be ahead")
+    assert "views of the same images agree best) (60.0 %)." in unknown
+
+
+def test_the_fewest_test_images_of_all_quantities_are_told():
+    for few, told in ((49, True), (50, False)):
+        found = []
+        for evaluation, n in (("knn", few), ("svm", 100)):
+            for arm, v in (("transfer", 1.0), ("direct", 0.0)):
+                found += [record(arm, 0, s, evaluation) | answers(v, n) for s in range(3)]
+        said = verdict.scope(summary.compare(found, []))
+        assert ("fewer than 50" in said) == told
+
+
+def test_with_one_seed_quantities_without_an_interval_are_named():
+    found = [record(arm, 0) | answers(v) for arm, v in (("transfer", 0.6), ("direct", 0.4))]
+    found += run_of({"transfer": [0.6], "direct": [0.4]}, evaluation="svm")
+    said = verdict.scope(summary.compare(found, []))
+    assert "test images alone, none for linear-SVM top-1. Give" in said
+
+
+def test_the_plain_table_marks_the_best_and_says_seeds_and_seconds():
+    found = run_of({"direct": [0.5, 0.5], "transfer": [0.6, 0.6], "supervised": [0.9, 0.9]})
+    found += run_of({"transfer": [0.3, 0.4]}, evaluation="clusters", metric="nmi")
+    comparison = summary.compare(found, [], {"transfer": 1234.5})
+    lines = [
+        line.split()
+        for line in verdict.plain_table(comparison.columns, comparison.arms).splitlines()
+    ]
+    assert lines[-3:] == [
+        ["direct", "50.0±0.0", "–", "2", "–"],
+        ["transfer", "60.0±0.0*", "35.0±63.5*", "2", "1,234"],
+        ["supervised", "90.0±0.0", "–", "2", "–"],
+    ]  # fmt: skip
+
+
+def test_what_there_is_nothing_of_is_said():
+    (said,) = verdict.sentences(summary.compare(run_of({"direct": [0.8], "random": [0.1]}), []))
+    assert said == "There is nothing to compare: the results hold no transfer."
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"), [(0.0201, "beats"), (-0.0201, "behind"), (0.0199, "tie")]
+)
+def test_two_points_are_two_points(mean, expected):
+    assert outcome(Interval(mean, 0.005, 3)) == expected
+
+
+def test_accuracy_by_class_and_held_out_scores_are_no_columns():
+    metrics = ("top1", "mean_class_accuracy", "validation_top1", "validation_map")
+    found = [record("direct", 0.5, metric=metric) for metric in metrics]
+    assert summary.compare(found, []).columns == [KNN]
+
+
+def validated(model, evaluation, values, **more):
+    """Gives validation scores {seed: value} of a candidate."""
+    more |= {"evaluation": evaluation, "metric": "validation_top1", "model": model}
+    return [record("transfer", value, seed, **more) for seed, value in values.items()]
+
+
+def test_what_chooses_is_the_mean_of_the_evaluations_over_the_seeds_that_have_them_all():
+    found = validated("a", "knn", {0: 0.9, 1: 0.5}) + validated("a", "svm", {0: 0.1, 1: 0.5})
+    found += validated("b", "knn", {0: 0.9, 1: 0.6}) + validated("b", "svm", {1: 0.5})
+    found += validated("c", "knn", {0: 0.8}) + validated("c", "svm", {1: 0.3})  # no seed has both
+    rule, score = scores([*found, record("transfer", 0.9, metric="view_nmi")], ["knn", "svm"])
+    assert rule == "validation_top1"
+    assert {name: (one.n, one.mean) for name, one in score.items()} == {
+        "a": (2, pytest.approx(0.5)), "b": (1, pytest.approx(0.55)), "c": (2, pytest.approx(0.55)),
+    }  # fmt: skip
+
+
+def test_a_layer_is_chosen_by_the_mean_over_seeds():
+    layers = {"one": (0.9, 0.1), "two": (0.6, 0.6), "three": (0.5, 0.65)}
+    found = [
+        r
+        for layer, (a, b) in layers.items()
+        for r in validated("a", "linear", {0: a, 1: b}, layer=layer)
+    ]
+    found += [
+        record("transfer", 0.5, evaluation="linear", model="a", layer=layer) for layer in layers
+    ]
+    assert summary.compare(found, ["linear"]).arms[0].cells[0].layer == "two"
+
+
+def test_a_layer_is_named_only_where_there_was_a_choice():
+    [row] = summary.compare([record("direct", 0.5, layer="conv4")], []).arms
+    assert row.cells[0].layer is None
+
+
+def test_a_value_below_zero_is_refused(tmp_path):
+    path = tmp_path / "knn.json"
+    step.write_json(path, {"records": [record("direct", -0.5)]})
+    with pytest.raises(DataError, match="knn.json"):
+        records.read_evaluation(path)
+
+
+def test_one_answer_too_few_is_refused(tmp_path):
+    path = tmp_path / "knn.json"
+    step.write_json(
+        path, {"records": [record("transfer", 0) | answers(0.6, 1000) | {"value": 0.601}]}
+    )
+    with pytest.raises(DataError, match="expected `right` to hold 1000 bits"):
+        records.read_evaluation(path)
+
+
+def test_a_target_that_is_named_stays():
+    settings = {"teachers": {"own": {"backbone": "small"}}}
+    [named] = records.with_targets(
+        [record("transfer", 0.5, teacher="own", target="large")], settings
+    )
+    assert named["target"] == "large"
+
+
+def test_answers_of_several_records_of_a_seed_are_averaged():
+    found = [record("direct", 0) | answers(0.6), record("direct", 0) | answers(0.2)]
+    [right] = records.right_by_seed(found, KNN).values()
+    assert right.tolist() == [1.0] * 20 + [0.5] * 40 + [0.0] * 40
+
+
+def test_answers_of_seeds_that_only_one_arm_has_do_not_count():
+    ours = [record("transfer", 0, s) | answers(0.6) for s in range(3)]
+    theirs = [record("direct", 0, s) | answers(0.5) for s in range(2)]
+    gap = summary.paired(ours, theirs, KNN)
+    assert gap == summary.paired(ours[:2], theirs, KNN)
+    assert gap.half == pytest.approx(1.984 * np.std([1] * 10 + [0] * 90, ddof=1) / 10, rel=1e-3)
+
+
+def test_answers_are_not_in_the_table():
+    head, row = records.as_csv([record("direct", 0) | answers(0.6, draw=3)]).splitlines()
+    assert head.endswith("chosen,draw") and row.endswith(",3")
+
+
+def test_shares_are_sorted_whatever_the_order_of_the_input():
+    found = [few("direct", None, fraction) for fraction in (0.1, 0.01)]
+    assert records.sort_records(found) == records.sort_records(found[::-1]) == found[::-1]
+
+
+def test_arms_are_compared_by_the_fewest_labels():
+    found = [
+        few(arm, number, value=v)
+        for arm, v in (("transfer", 0.6), ("direct", 0.5))
+        for number in (100, 10)
+    ]
+    assert list(summary.compare(found, []).differences) == [Column("finetune", "top1", 10)]
+
+
+def test_the_fewest_images_of_all_seeds_count():
+    found = run_of({"transfer": [0.8] * 2, "direct": [0.6] * 2})
+    found[0]["n"] = 40
+    (gap,) = summary.compare(found, []).differences[KNN]
+    assert (gap.images, gap.outcome) == (40, "unjudged")
+
+
+def test_a_model_is_told_by_what_taught_it():
+    taught = {"teacher": "deep", "teacher_layer": "auto", "k": "auto", "chosen": "block2 k 5"}
+    fixed = {"transfer": "hard", "teacher": "deep", "teacher_layer": "block2", "k": None}
+    said = [
+        summary.about(record(arm, 0.5, **more))
+        for arm, more in (
+            ("transfer", taught), ("hog", taught | {"transfer": "soft"}), ("direct", taught),
+            ("untrained", fixed),
+        )
+    ]  # fmt: skip
+    assert said == [
+        "teacher deep, layer auto, k auto (block2 k 5)",
+        "soft, teacher deep, layer auto, k auto (block2 k 5)",
+        "block2 k 5", "teacher deep, layer block2",
+    ]  # fmt: skip

@@ -559,3 +559,51 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
         trained = [job for job in planned if job.startswith("target_train")]
         assert trained and all("k8" in job for job in trained), trained
         assert "cluster deep block2 k=8" not in planned and "cluster deep block2 k=32" in planned
+
+
+# ---------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_smoothing_mixes_the_labels_with_all_of_them(name):
+    kind, outputs = build(name), torch.randn(NUMBER, K)
+    values = kind.values(torch.arange(NUMBER))
+    given = (
+        torch.nn.functional.one_hot(taught().labels, K) if name == "hard" else kind.likely(values)
+    )
+    wanted = -((0.9 * given + 0.1 / K) * outputs.log_softmax(1)).sum(1).mean()
+    assert float(kind.loss(outputs, values, 0.1)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_feature_of_a_teacher_that_never_changes_is_regressed_on_as_none():
+    one = taught()
+    one.rows[:, 2] = 0.7
+    values = (
+        config.plugin("transfers", "regression").build(None, [one], 0).values(torch.arange(NUMBER))
+    )
+    assert torch.isfinite(values).all() and values[:, 2].abs().max() < 0.2
+
+
+def test_there_are_two_clusters_at_least_and_each_number_once():
+    module = config.plugin("transfers", "multi_k")
+    assert module.clusters(module.Options(factors=[1, 0.5, 0.3, 0.1]), 6) == [2, 3, 6]
+
+
+@pytest.mark.parametrize("seed, same", [(0, True), (1, False)])
+def test_anchors_are_drawn_by_seed(seed, same):
+    module = config.plugin("transfers", "similarity")
+    options = config.options("transfers", "similarity", OPTIONS["similarity"])
+    (one,), (two,) = (module.build(options, [taught()], s).anchors for s in (0, seed))
+    assert torch.equal(one, two) == same
+
+
+def test_rounds_are_taught_by_the_last_layer_where_none_is_named():
+    again = {"kind": ROUNDS | {"layer": None}, "of": ["hog"]}
+    chosen = settings(hard=None, again=again)
+    (lesson,) = lessons.lessons(chosen).values()
+    assert lessons.sources(chosen, lesson) == (("small~again~1~hog~hog~k100", "conv4"),)
+    mobile = {"small": {"backbone": {"name": "torchvision", "model": "mobilenet_v3_small"}}}
+    with pytest.raises(
+        ConfigError, match="transfers.again.kind.layer: name one, backbone torchvision"
+    ):
+        config.resolve(ROOT, {"targets": mobile, "transfers": {"again": again}})

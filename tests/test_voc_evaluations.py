@@ -722,3 +722,22 @@ def test_the_preset_gives_each_evaluation_a_job_whose_epochs_follow_effort():
         jobs["voc_classification"]["voc_classification"][k] for k in ("labels_per_class", "draws")
     ]
     assert few == [[1, 4, 16], 5]
+
+
+# ---------------------------------------------------------------------------- machines
+
+
+def test_classes_that_no_held_out_picture_shows_do_not_count(monkeypatch):
+    truth = np.where(np.arange(40)[:, None] % (2, 40) == 0, 1, -1).astype(np.int8)  # one shows 1
+    rows = torch.from_numpy(truth[:, :1].astype(np.float32)) * torch.ones(1, 3)
+    given = voc_classification.Options(
+        path="", size=32, layers=[], map=1, penalties=[0.1], iterations=50, labels_per_class=[],
+        draws=1, finetune=None,
+    )  # fmt: skip
+    splits = [(np.arange(20), np.arange(20, 40))]
+    assert voc_classification.choose(rows, truth, splits, given)[1] == pytest.approx(1)
+
+
+def test_a_feature_that_never_changes_stays_finite():
+    rows, _, std = voc_classification.standardised(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+    assert torch.isfinite(rows).all() and std[1] > 0

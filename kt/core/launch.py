@@ -15,10 +15,12 @@ import platform
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from pathlib import Path
 
 from kt.core import ending
@@ -122,8 +124,12 @@ class _Processes:
 
     def _pids(self) -> list[int]:
         """Lists the processes that have begun and not said how they ended."""
-        paths = self.folder.glob("*.pid")
-        return [int(one.read_text()) for one in paths if not one.with_suffix(".code").exists()]
+        found = []
+        for one in self.folder.glob("*.pid"):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended well
+                if not one.with_suffix(".code").exists():
+                    found.append(int(one.read_text()))
+        return found
 
 
 def _end(pid: int, number: int, wait: float) -> None:
@@ -160,11 +166,17 @@ def _watch(launcher: int) -> None:
 
 
 def report_out(code: int) -> None:
-    """Leaves the exit code of a process that was launched where its launcher looks."""
+    """Leaves the exit code of a process that was launched where its launcher looks.
+
+    Of one that ends well nothing is left: its number may soon be another process's.
+    """
     if CODES in os.environ:
         with contextlib.suppress(OSError):  # the launcher is gone
             name = os.environ.get("RANK") or os.environ.get("SLURM_NODEID", "0")
-            Path(os.environ[CODES], f"{name}.code").write_text(str(code))
+            if code:
+                Path(os.environ[CODES], f"{name}.code").write_text(str(code))
+            else:
+                Path(os.environ[CODES], f"{name}.pid").unlink(missing_ok=True)
 
 
 def _srun(nodes: int, threads: int | None) -> list[str]:
@@ -172,12 +184,16 @@ def _srun(nodes: int, threads: int | None) -> list[str]:
     if not shutil.which("srun") or "SLURM_JOB_ID" not in os.environ:
         raise ConfigError(f"--nodes: {nodes} need a Slurm job, found none around this process")
     spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
-    return ["srun", *spread, f"--cpus-per-task={threads or 1}", "--kill-on-bad-exit=1"]
+    # Whatever the site's defaults: the environment goes along, and one node may end long before.
+    ends = ["--export=ALL", "--wait=0", "--kill-on-bad-exit=1"]
+    return ["srun", *spread, f"--cpus-per-task={threads or 1}", *ends]
 
 
 def _meeting(nodes: int) -> list[str]:
     """Gives the options by which the torchruns of all nodes find each other: on this one."""
-    job = os.environ.get("SLURM_JOB_ID", "0")
-    port = 20000 + int(job) % 20000  # others on this node have other jobs
+    with socket.socket() as free:  # not one by the job's number: it may have several such steps
+        free.bind(("", 0))
+        port = free.getsockname()[1]
     where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={platform.node()}:{port}"]
-    return [f"--nnodes={nodes}", f"--rdzv-id={job}", *where]
+    patience = "--rdzv-conf=read_timeout=600"  # seconds in which this node's torchrun may begin
+    return [f"--nnodes={nodes}", f"--rdzv-id={uuid.uuid4().hex}", *where, patience]

@@ -39,14 +39,21 @@ def multiply_adds(network: Network, task: Task) -> float:
     return counted(network, lambda: _look(network, task)) / LOOKED
 
 
-def _look(network: Network, task: Task) -> None:
+def has_idle(network: Network, task: Task) -> bool:
+    """Says whether there are weights that no gradient reaches, such as a layer left over."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    found = torch.autograd.grad(_look(network, task).sum(), weights, allow_unused=True)
+    return any(gradient is None for gradient in found)
+
+
+def _look(network: Network, task: Task) -> Tensor:
     """Passes `LOOKED` empty images through the network and leaves it as it was."""
     size, training = task.view_size, network.training
     views = network.backbone.mean.new_zeros(LOOKED, task.num_views, 3, size, size)
     network.eval()
-    with torch.no_grad():
-        network(views)
+    found = network(views)
     network.train(training)
+    return found
 
 
 def precision(network: Network, task: Task, wanted: str, where: torch.device) -> torch.dtype:
@@ -70,7 +77,8 @@ def precision(network: Network, task: Task, wanted: str, where: torch.device) ->
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Conv2d)
     ]
-    _look(network, task)
+    with torch.no_grad():
+        _look(network, task)
     for hook in hooks:
         hook.remove()
     if beyond:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed, nn
@@ -63,10 +64,13 @@ def deal(order: Tensor, batch: int) -> Tensor:
     return order.view(-1, batch // size(), size())[:, :, rank()].flatten()
 
 
-def wrap(network: nn.Module) -> nn.Module:
+def wrap(network: nn.Module, has_idle: Callable[[], bool]) -> nn.Module:
     """Gives a network whose backward pass averages gradients over the processes.
 
-    Its batch norms must have been replaced by `synchronise`.
+    Args:
+        network: Its batch norms must have been replaced by `synchronise`.
+        has_idle: Says whether it has weights that no gradient reaches, for which each step is
+            searched: without that the second one fails.
     """
     if size() == 1:
         return network
@@ -75,7 +79,7 @@ def wrap(network: nn.Module) -> nn.Module:
     wrapper = nn.parallel.DistributedDataParallel
     known = inspect.signature(wrapper.__init__).parameters  # torch 2.13 gave it another name
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return wrapper(network, devices, **{name: False})
+    return wrapper(network, devices, find_unused_parameters=has_idle(), **{name: False})
 
 
 def synchronise(network: nn.Module, images: int) -> None:
@@ -91,14 +95,16 @@ def synchronise(network: nn.Module, images: int) -> None:
     if size() == 1:
         return
     for name, norm in network.named_modules():
-        if type(norm) in _synchronised and norm.affine and norm.momentum is not None:
+        plain = type(norm) in _synchronised and norm.affine and norm.momentum is not None
+        if plain and norm.track_running_stats:
             norm.__class__ = _synchronised[type(norm)]
         elif type(norm) is nn.Dropout:
             norm.__class__, norm.images = _SharedDropout, images
         elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm) not in _alone:
             raise ConfigError(
                 f"processes: {name} is a {type(norm).__name__}; over several processes there are "
-                "BatchNorm1d and BatchNorm2d with weights and a momentum; train by one process"
+                "BatchNorm1d and BatchNorm2d with weights, a momentum and running statistics; "
+                "train by one process"
             )
 
 
@@ -191,6 +197,15 @@ def total(value: Tensor) -> Tensor:
     if size() > 1:
         distributed.all_reduce(value)
     return value
+
+
+def agree(number: int) -> bool:
+    """Says whether all processes give the same number, to each the same; waits for all."""
+    if size() == 1:
+        return True
+    numbers = torch.zeros(size(), dtype=torch.int64, device=hardware.device())
+    numbers[rank()] = number
+    return bool((total(numbers) == number).all())
 
 
 def wait() -> None:

@@ -46,6 +46,10 @@ class Reached:
                     objective = file[f"objective{number}"].tolist()
                     self.runs.append((file[f"centroids{number}"], objective, ended))
 
+    def forget(self) -> None:
+        """Begins anew."""
+        self.runs, self.found = [], 0
+
     def begin(self, centroids: np.ndarray) -> tuple[np.ndarray, list[float], bool]:
         """Begins the next run; gives its centroids, objectives so far, and whether it had ended."""
         self.now += 1

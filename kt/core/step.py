@@ -67,8 +67,7 @@ def main(doc, add_arguments, run) -> None:
     gc.freeze()  # modules stay; Python would look through them for garbage, also at its end
     launch.report_in()
     code = exit_code(_work, run, arguments)
-    if code:
-        launch.report_out(code)
+    launch.report_out(code)
     if "RANK" in os.environ:
         # Threads of torch.distributed may still run; torn down under them, a process that has done
         # its work now and then aborts ("terminate called without an active exception").

@@ -8,6 +8,7 @@ processes share each batch (`kt/core/parallel.py`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -25,11 +26,12 @@ from kt.core import draws, hardware, lock, parallel, resume, step
 from kt.core.delivery import batches, load_batch
 from kt.core.ending import Flag
 from kt.core.images import Pack
-from kt.core.network import Network, precision
+from kt.core.network import Network, has_idle, precision
 from kt.core.optimiser import Optimiser
-from kt.core.step import ConfigError, DataError, Interrupted, log
+from kt.core.step import ConfigError, DataError, Interrupted, ResourceError, log
 from kt.core.task import Task
 
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share and number of a pack's images, for the curve alone
 VALIDATIONS = 20  # at most so many over a training
 LOG_EVERY = 1.0  # seconds, at least: the log is written whole, and safely, each time
@@ -54,6 +56,7 @@ class Job:
         state: Folder for resume states, or None.
         fingerprint: Settings that a resume state must share.
         delivery: Threads that fill batches ahead, or None for as many as are likely to pay.
+        computed_in: The type of its convolutions, once it has begun.
     """
 
     network: Network
@@ -69,6 +72,7 @@ class Job:
     state: Path | None = None
     fingerprint: dict = dataclasses.field(default_factory=dict)
     delivery: int | None = None
+    computed_in: torch.dtype | None = None
 
 
 def train(job: Job) -> list[dict]:
@@ -93,6 +97,9 @@ class _Run:
         self.job, settings = job, job.settings
         self.device = hardware.device()
         self.dtype = precision(job.network, job.task, settings.precision, self.device)
+        if not parallel.agree(TYPES.index(self.dtype)):
+            self.dtype = torch.float32  # `auto` on machines of several kinds
+        job.computed_in = self.dtype
         self.batch = global_batch(settings, len(job.train))
         self.steps_per_epoch = len(job.train) // self.batch
         self.total = self.steps_per_epoch * job.epochs
@@ -100,7 +107,8 @@ class _Run:
         job.network.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = Optimiser(job.network, settings, self.dtype)
         self.dropout = hardware.generator(self.device)
-        self.network = parallel.wrap(job.network)
+        idle = functools.partial(has_idle, job.network, job.task)
+        self.network = parallel.wrap(job.network, idle)
         hardware.set_up(self.device, settings.deterministic)
         if settings.compile and self.device.type == "cuda":
             # By default torch gives up at the 8th network of a process; `nonlinear` has more.
@@ -267,7 +275,12 @@ class _Run:
         if parallel.rank() == 0:
             self.lock = lock.claim(job.state)
         content = resume.newest(job.state, job.fingerprint, self.device)
-        parallel.wait()  # all have read before one writes
+        # All have read before one writes; and none goes on alone from what others do not see.
+        if not parallel.agree(0 if content is None else content["step"] + 1):
+            raise ResourceError(
+                f"{job.state}: expected all processes to find the same state, found several; if "
+                "files are seen late here, run it again"
+            )
         if content is None:
             return
         job.network.load_state_dict(content["network"])
