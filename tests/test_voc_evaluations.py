@@ -741,3 +741,34 @@ def test_classes_that_no_held_out_picture_shows_do_not_count(monkeypatch):
 def test_a_feature_that_never_changes_stays_finite():
     rows, _, std = voc_classification.standardised(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
     assert torch.isfinite(rows).all() and std[1] > 0
+
+
+def test_classification_chooses_on_val_and_shows_test_as_train_was(backbone, devkit, monkeypatch):
+    chosen, shown = [], []
+
+    def choose(rows, truth, splits, given):
+        chosen.append((rows, splits))
+        return torch.zeros(rows.shape[1] + 1, truth.shape[1]), 0.5
+
+    def decide(rows, weights):
+        shown.append(rows)
+        return torch.zeros(len(rows), weights.shape[1])
+
+    monkeypatch.setattr(voc_classification, "choose", choose)
+    monkeypatch.setattr(voc_classification, "decide", decide)
+    given = options("voc_classification", devkit, layers=["conv3"], labels_per_class=[])
+    found = voc_classification.evaluate(backbone, crafted.data(), given, 0)
+    root = devkit / "VOC2007"
+    names = {
+        split: voc.names(root, "Main", split) for split in ("train", "val", "trainval", "test")
+    }
+    ((rows, ((kept, out),)),) = chosen
+    assert [names["trainval"][row] for row in kept] == names["train"]
+    assert [names["trainval"][row] for row in out] == names["val"]
+    assert [one["n"] for one in found if one["metric"] == "validation_map"] == [len(names["val"])]
+    seen, unseen = (
+        voc_classification.features(backbone, root, names[split], ["conv3"], given)["conv3"]
+        for split in ("trainval", "test")
+    )
+    assert torch.allclose(rows * seen.std(0) + seen.mean(0), seen, atol=1e-4)
+    assert torch.allclose(shown[0] * seen.std(0) + seen.mean(0), unseen, atol=1e-4)
