@@ -133,7 +133,8 @@ def slowly(folder: Path, epochs: int, seconds: float) -> Path:
     training = {"epochs": epochs, "batch": 32, "precision": "float32"}
     training |= {"optimiser": "sgd", "lr": 0.02}
     deep = {"backbone": network, "training": training, "layers": ["one"]}
-    return overlay(folder / "slow.yaml", {"teachers": {"deep": deep}})
+    # `untrained` is like it, but for its layers, which tests/tiny.yaml names.
+    return overlay(folder / "slow.yaml", {"teachers": {"deep": deep, "untrained": None}})
 
 
 def copied(source: Path, target: Path) -> Path:
