@@ -231,16 +231,22 @@ def _spent(settings, name: str, seen, size) -> float:
 
 def multiply_adds(backbone: config.Plugin, task: config.Plugin, size: int) -> float:
     """Gives the multiply-adds of a forward pass of one image with all its views."""
+    from kt.core import model, network
+
+    made = task_of(task, size)
+    return network.multiply_adds(network.Network(model.fresh(backbone, 0), made), made)
+
+
+def task_of(plugin: config.Plugin, size: int):
+    """Builds a task as on images of `size` pixels; there are none."""
     import torch
 
-    from kt.core import model, network
     from kt.core.task import Context
     from kt.pretext_train import build_task
 
     ids = torch.arange(2)
     context = Context(size, ids, torch.zeros(3), torch.ones(3), 0, ids * 0, workflow.BUDGET_CLASSES)
-    made = build_task(task, context)
-    return network.multiply_adds(network.Network(model.fresh(backbone, 0), made), made)
+    return build_task(plugin, context)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Finds, before the first job, mistakes that neither the configuration nor a dry run shows.
 
 Some networks have to be built to tell their layers (timm, most models of torchvision, files of your
-own), and PASCAL VOC has to be where it is said to be. Found only by the job that needs it, such a
-mistake would show when teachers have been trained. The workflow calls this when a run starts:
+own) and which images they take (AlexNet: none that are too small; transformers: of one size), and
+PASCAL VOC has to be where it is said to be. Found only by the job that needs it, such a mistake
+would show when teachers have been trained. The workflow calls this when a run starts:
 
     python -m kt.precheck --settings '{...}'            the whole configuration as JSON
 """
@@ -38,7 +39,7 @@ def is_needed(settings: Config) -> bool:
 
 
 def check(settings: Config) -> None:
-    """Looks for PASCAL VOC, and builds the networks that have to be.
+    """Looks for PASCAL VOC, and builds the networks that have to be and gives them an image.
 
     Raises:
         ConfigError: Something is wrong; begins with its dotted key.
@@ -52,6 +53,9 @@ def check(settings: Config) -> None:
         with _under(key):
             _layers(backbone)
     coherence.check_layers(settings, _layers)
+    for key, backbone in _backbones(settings).items():
+        if _must_be_built(backbone):
+            _check_sizes(settings, key, backbone)
 
 
 def _backbones(settings: Config) -> dict[str, Plugin]:
@@ -70,21 +74,58 @@ def _on_voc(settings: Config) -> Iterator[tuple[str, str]]:
 
 
 def _must_be_built(backbone: Plugin) -> bool:
-    """Says whether a network's options leave open what layers it has, or if there is such a one."""
-    joint = getattr(config.plugin("backbones", backbone.name), "JOINT", False)
-    return joint or config.layers(backbone) is None
+    """Says whether a network's options leave open what layers it has and what images it takes."""
+    any_size = getattr(config.plugin("backbones", backbone.name), "ANY_SIZE", False)
+    return not any_size or config.layers(backbone) is None
 
 
 def _layers(backbone: Plugin) -> list[str]:
     """Lists the layers of a network, built where it must be."""
-    return _built(config.dumps(backbone)) if _must_be_built(backbone) else config.layers(backbone)
+    if _must_be_built(backbone):
+        return _built(config.dumps(backbone)).layers
+    return config.layers(backbone)
 
 
 @functools.cache
-def _built(backbone: str) -> list[str]:
+def _built(backbone: str):
     from kt.core import model
 
-    return model.fresh(config.json_of(Plugin)(backbone), 0).layers
+    return model.fresh(config.json_of(Plugin)(backbone), 0)
+
+
+def _check_sizes(settings: Config, key: str, backbone: Plugin) -> None:
+    """Gives a network an image of each size that it will see."""
+    network = _built(config.dumps(backbone))
+    for what, size, layers in _looks(settings, key, network.layers):
+        try:
+            network.map_shapes(size, layers)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{key}.backbone: {error}; these are {what}: choose another network or another size"
+            ) from None
+
+
+def _looks(settings: Config, key: str, layers: list[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """Gives what a network will look at: in words, the size in pixels, and up to which layers."""
+    section, _, name = key.partition(".")
+    sizes = {role: settings.datasets[dataset].size for role, dataset in settings.use}
+    whole = {role: f"images of {dataset}" for role, dataset in settings.use}
+    if section == "targets":
+        yield whole["target"], sizes["target"], layers
+        yield whole["evaluate"], sizes["evaluate"], layers
+        return
+    teacher = settings.teachers[name]
+    if workflow.trains(teacher):
+        from kt import compute
+
+        size = compute.task_of(teacher.task, sizes["pretext"]).view_size
+        yield f"the views of {teacher.task.name} of {whole['pretext']}", size, layers
+    if teacher.layers and not teacher.features:
+        described = layers if config.AUTO in teacher.layers else teacher.layers
+        for role in ("cluster", "target"):
+            yield whole[role], sizes[role], described
+    if teacher.evaluate_as:
+        yield whole["evaluate"], sizes["evaluate"], layers
 
 
 @contextlib.contextmanager

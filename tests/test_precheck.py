@@ -23,8 +23,12 @@ SEGMENTATION = {
     | {"optimiser": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "schedule": "cosine"}
     | {"milestones": [], "precision": "auto"},
 }
+ALEXNET = {"name": "torchvision", "model": "alexnet"}
 ROUNDS = {"name": "iterated", "factors": [1], "rounds": 2, "keep": False, "target": "small"}
 ROUNDS |= {"map": 1}
+
+
+OF_ITS_OWN = {"own": None, "longer": None, "random": None}
 
 
 def settings(**given):
@@ -38,11 +42,12 @@ def consent(monkeypatch):
 
 def test_what_is_right_passes_and_what_the_configuration_tells_is_not_built():
     assert not precheck.is_needed(settings())
-    resnet = {"name": "torchvision", "model": "resnet18"}
-    assert not precheck.is_needed(settings(targets={"small": {"backbone": resnet}}))
     right = settings(teachers=DEEP)
     assert precheck.is_needed(right)
     precheck.check(right)
+    # Of a network without a task images alone are seen, and no further than to its layers.
+    early = {"backbone": ALEXNET, "layers": ["conv1"]}
+    precheck.check(settings(teachers={"untrained": early}))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +80,21 @@ def test_what_is_right_passes_and_what_the_configuration_tells_is_not_built():
             {"evaluations": {"voc_segmentation": SEGMENTATION}},
             r"evaluations\.voc_segmentation\.path: expected a PASCAL VOC devkit with VOC2012",
         ),
+        (
+            {"targets": {"small": {"backbone": ALEXNET}}, "teachers": OF_ITS_OWN},
+            r"targets\.small\.backbone: images or tiles of 28 px do not fit this backbone: .*; "
+            r"these are images of fashion_mnist: choose another network or another size",
+        ),
+        (
+            {"teachers": {"deep": {"backbone": ALEXNET, "layers": ["conv1"]}}},
+            r"teachers\.deep\.backbone: .* 7 px do not fit .* the views of jigsawpp of images of",
+        ),
+        (
+            {"teachers": {"untrained": {"backbone": ALEXNET, "layers": ["conv5"]}}},
+            r"teachers\.untrained\.backbone: .* 28 px do not fit .*; these are images of fash",
+        ),
     ],
-    ids=["layer", "target", "teacher", "function", "round", "voc"],
+    ids=["layer", "target", "teacher", "function", "round", "voc", "size", "tile", "features"],
 )
 def test_what_only_a_built_network_or_the_disk_shows_is_told_with_its_key(given, message):
     found = settings(**given)  # the configuration alone does not show it

@@ -12,6 +12,8 @@ from pydantic import Field
 
 from kt.config import Settings
 
+ANY_SIZE = True  # no image is too small
+
 
 class Options(Settings):
     """Options of the backbone in the config."""

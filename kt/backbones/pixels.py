@@ -11,6 +11,8 @@ from pydantic import Field
 
 from kt.config import Count, Settings
 
+ANY_SIZE = True  # no image is too small
+
 
 class Options(Settings):
     """Options of the backbone in the config."""

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from kt.config import Count, Settings
 
+ANY_SIZE = True  # no image is too small
+
 
 def one_stride_per_width(options):
     """Gives the options back, or raises ValueError if the two lists are not equally long."""

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from kt.backbones.plain import one_stride_per_width
 from kt.config import Count, Settings
 
+ANY_SIZE = True  # no image is too small
+
 
 class Options(Settings):
     """Options of the backbone in the config."""
