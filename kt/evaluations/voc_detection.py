@@ -45,6 +45,18 @@ class Options(Settings):
     training: Annotated[Schedule, Field(description="of the whole network")]
 
 
+def pictures(options: Options) -> tuple:
+    """Gives the devkit's folder, names of pictures to learn from, and of those that judge.
+
+    Raises:
+        ConfigError, DataError: As `voc.folder` and `voc.apart`.
+    """
+    from kt.core import voc
+
+    root = voc.folder(options.path, YEAR)
+    return root, *voc.apart(root, "Main", "trainval", "test")
+
+
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11 and map_area.
 
@@ -54,8 +66,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """
     from kt.core import judge, voc, voc_metrics
 
-    root = voc.folder(options.path, YEAR)
-    seen, unseen = voc.apart(root, "Main", "trainval", "test")
+    root, seen, unseen = pictures(options)
     taught, truth = ([voc.objects(root, name) for name in names] for names in (seen, unseen))
     network = trained(backbone, root, seen, taught, data.state, options, seed)
     found = [boxes_of(network, picture(root, *pair)) for pair in zip(unseen, truth, strict=True)]
