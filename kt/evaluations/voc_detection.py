@@ -126,14 +126,18 @@ def build(backbone, options: Options):
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.ops.poolers import initLevelMapper
 
     from kt.core import voc
-    from kt.core.voc_training import Trunk, first_centre
+    from kt.core.voc_training import Trunk, first_centre, stride
 
     check_stride(backbone, options.layer)
     trunk = Trunk(backbone, options.layer, options.min_size, options.training)
     # Anchors and regions take cell i to lie at i strides from the picture's edge.
     trunk.before = int(first_centre(backbone, trunk.layers[-1]) + 0.5)
+    pool = MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2)
+    # Not guessed from the first pictures, which are filled up to 32 pixels: small ones by half.
+    pool.scales, pool.map_levels = [1 / stride(backbone, trunk.layers[-1])], initLevelMapper(0, 0)
     return FasterRCNN(
         trunk,
         min_size=options.min_size,
@@ -145,7 +149,7 @@ def build(backbone, options: Options):
         rpn_pre_nms_top_n_test=max(RANKED[1], options.proposals),
         rpn_post_nms_top_n_train=options.proposals,
         rpn_post_nms_top_n_test=options.proposals,
-        box_roi_pool=MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2),
+        box_roi_pool=pool,
         box_head=TwoMLPHead(trunk.out_channels * options.pooled**2, options.hidden),
         box_predictor=FastRCNNPredictor(options.hidden, len(voc.CLASSES) + 1),
         box_nms_thresh=SUPPRESSED,
