@@ -516,6 +516,9 @@ def test_a_layer_whose_stride_is_no_power_of_two_is_refused(devkit):
     with pytest.raises(ConfigError, match="layer: expected .*, found conv3 with 6.0; take another"):
         judged("voc_detection", odd, devkit)
     voc_detection.check_stride(odd, "conv1")
+    coarse = model.fresh(crafted.plugin(NETWORK, strides=[4, 4, 4]), 0)  # 96 px make 2 cells of 64
+    with pytest.raises(ConfigError, match="found conv3 with 64.0"):
+        voc_detection.check_stride(coarse, None)
     alexnet = crafted.plugin({"name": "torchvision", "model": "alexnet", "last": None})
     voc_detection.check_stride(model.fresh(alexnet, 0), None)  # 16, though 224 px give 13 x 13
 

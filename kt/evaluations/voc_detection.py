@@ -61,7 +61,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11 and map_area.
 
     Raises:
-        ConfigError: The devkit or a layer is not there, or its stride is no power of 2.
+        ConfigError: The devkit or a layer is not there, or its stride is no power of 2 up to 32.
         DataError: Something in the devkit is not what it should be.
     """
     from kt.core import judge, voc, voc_metrics
@@ -103,7 +103,10 @@ def trained(backbone, root, names, truth, state, options: Options, seed: int):
 
 
 def check_stride(backbone, layer: str | None) -> None:
-    """Checks that a layer's stride is a power of 2: torchvision takes the nearest one for it.
+    """Checks that a layer's stride is a power of 2 up to 32.
+
+    Pictures are filled up to whole 32 pixels, and torchvision's anchors lie as far apart as these
+    divided by the map's cells, rounded down.
 
     Raises:
         ConfigError: It is not.
@@ -113,9 +116,9 @@ def check_stride(backbone, layer: str | None) -> None:
 
     layer = backbone.check_layer(layer)
     stride = voc_training.stride(backbone, layer)
-    if stride not in (1, 2, 4, 8, 16, 32, 64):
+    if stride not in (1, 2, 4, 8, 16, 32):
         raise ConfigError(
-            f"layer: expected one whose map has a stride of 1, 2, 4, ... 64 pixels, found "
+            f"layer: expected one whose map has a stride of 1, 2, 4, ... 32 pixels, found "
             f"{layer} with {stride:.1f}; take another of {', '.join(backbone.layers)}"
         )
 
