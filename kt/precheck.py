@@ -2,8 +2,9 @@
 
 Some networks have to be built to tell their layers (timm, most models of torchvision, files of your
 own) and which images they take (AlexNet: none that are too small; transformers: of one size), and
-PASCAL VOC has to be where it is said to be. Found only by the job that needs it, such a mistake
-would show when teachers have been trained. The workflow calls this when a run starts:
+PASCAL VOC has to be where it is said to be, with all its lists. Found only by the job that needs
+it, such a mistake would show when teachers have been trained. The workflow calls this when a run
+starts:
 
     python -m kt.precheck --settings '{...}'            the whole configuration as JSON
 """
@@ -23,7 +24,7 @@ from kt.core.step import ConfigError
 
 
 def main() -> None:
-    """Parses the command line; ends with 2 where something is wrong."""
+    """Parses the command line; ends with 2 where something is wrong, of a list of VOC with 3."""
     parser = argparse.ArgumentParser(
         prog="python -m kt.precheck",
         description=__doc__,
@@ -43,12 +44,12 @@ def check(settings: Config) -> None:
 
     Raises:
         ConfigError: Something is wrong; begins with its dotted key.
+        DataError: A list of PASCAL VOC is.
     """
-    from kt.core import voc
-
-    for name, year in _on_voc(settings):
+    for name in _on_voc(settings):
+        given = config.options("evaluations", name, settings.evaluations[name])
         with _under(f"evaluations.{name}"):
-            voc.folder(settings.evaluations[name]["path"], year)
+            config.plugin("evaluations", name).pictures(given)
     for key, backbone in _backbones(settings).items():
         with _under(key):
             _layers(backbone)
@@ -66,11 +67,11 @@ def _backbones(settings: Config) -> dict[str, Plugin]:
     return found
 
 
-def _on_voc(settings: Config) -> Iterator[tuple[str, str]]:
-    """Gives the evaluations on PASCAL VOC, and the year of each."""
+def _on_voc(settings: Config) -> Iterator[str]:
+    """Gives the evaluations on PASCAL VOC."""
     for name in settings.evaluations:
-        if year := getattr(config.plugin("evaluations", name), "YEAR", None):
-            yield name, year
+        if hasattr(config.plugin("evaluations", name), "YEAR"):
+            yield name
 
 
 def _must_be_built(backbone: Plugin) -> bool:

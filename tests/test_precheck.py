@@ -1,12 +1,13 @@
 """Mistakes that only a built network or the disk shows are found before the first job."""
 
+import drawn_voc
 import pytest
 from drawing import pattern, tree, write_folder
 from running import ROOT, output, overlay, workflow
 
 from kt import config, precheck
 from kt.backbones.file import CONSENT
-from kt.core.step import ConfigError
+from kt.core.step import ConfigError, DataError
 
 MINE = {
     "name": "file",
@@ -110,6 +111,27 @@ def test_layers_of_evaluations_are_checked_where_the_configuration_tells_them():
         ):
             settings(evaluations={"voc_segmentation": SEGMENTATION | {key: value}})
     settings(evaluations={"voc_segmentation": SEGMENTATION | {"layer": "conv2"}})
+
+
+def test_what_a_devkit_lacks_is_told_before_the_first_job(tmp_path):
+    root = drawn_voc.write(tmp_path, 4, 2, 3)
+    place = {"path": str(root)}
+    of_2012 = SEGMENTATION | place
+    precheck.check(settings(evaluations={"voc_segmentation": of_2012}))
+    for change, error, message in (
+        ({"train": "trainaug"}, DataError, "trainaug.txt: expected the list of the split"),
+        ({"train": "trainval"}, DataError, "found 2 that stand in .*val.txt"),
+        ({"masks": "SegmentationClassAug"}, ConfigError, r"voc_segmentation\.masks: expected"),
+    ):
+        with pytest.raises(error, match=message):
+            precheck.check(settings(evaluations={"voc_segmentation": of_2012 | change}))
+    of_2007 = config.read(ROOT / "presets/voc.yaml")["evaluations"]
+    names = ("voc_classification", "voc_detection")
+    precheck.check(settings(evaluations={name: of_2007[name] | place for name in names}))
+    (root / "VOC2007/ImageSets/Main/test.txt").unlink()  # an archive of its own
+    for name in names:
+        with pytest.raises(DataError, match="test.txt: expected the list of the split 'test'"):
+            precheck.check(settings(evaluations={name: of_2007[name] | place}))
 
 
 @pytest.mark.slow

@@ -296,6 +296,22 @@ def test_balancing_ends_when_every_cluster_has_its_share_and_not_before():
     assert (found == plan.argmax(1)).float().mean() > 0.98
 
 
+def test_balancing_goes_on_as_long_as_any_one_cluster_lacks_its_share(monkeypatch):
+    rows = torch.randn(300, 2, generator=torch.manual_seed(3))
+    centroids, module = rows[:30].clone(), config.plugin("transfers", "balanced")
+    centroids[-1] += 3  # far from all, so its share is the last to be right
+    found = module.balanced(rows, centroids, 0.1, 5000)
+    monkeypatch.setattr(module, "CLOSE", 1e-4)
+    assert (module.balanced(rows, centroids, 0.1, 5000) != found).sum() < 3
+
+
+def test_a_head_has_an_output_for_each_label_also_for_those_no_image_has():
+    few = Taught(torch.tensor([0, 2, 0, -1]), 5)
+    for name in ("hard", "multi_teacher"):
+        kind = config.plugin("transfers", name).build(None, [few, few][: 1 + (name != "hard")], 0)
+        assert kind.outputs == 5 * (1 + (name != "hard"))
+
+
 def test_a_teacher_that_is_named_twice_teaches_once():
     kind = {"kind": {"name": "multi_teacher", "factors": [1]}}
     settings = config.resolve(

@@ -9,6 +9,7 @@ from kt.core import voc
 from kt.core.step import ConfigError, DataError
 
 PLACE = "VOC2007"
+CODED = '<?xml version="1.0" encoding="{}"?>'
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,9 @@ def test_labels_that_are_none_are_refused(root, text, said):
         ("<width>64", "<width>many", "number of pixels at size/width, found 'many'"),
         ("<width>64", "<width>nan", "number of pixels at size/width, found 'nan'"),
         ("xmin>", "x>", "number of pixels at bndbox/xmin, found None"),
+        ("<difficult>0", "<difficult>yes", "expected difficult to be 0 or 1, found 'yes'"),
+        ("<annotation>", f"{CODED.format('gb2312')}<annotation>", "in XML, found none: multi-byte"),
+        ("<annotation>", f"{CODED.format('mine')}<annotation>", "found none: unknown encoding: m"),
     ],
 )
 def test_an_annotation_that_is_wrong_is_refused(root, old, new, said):
@@ -160,10 +164,26 @@ def test_a_box_one_pixel_too_large_is_cut_and_a_larger_one_refused(root):
     text = drawn_voc.annotation("000001", [drawn_voc.Drawn("cat", (0, 0, 65, 49), 0)], (64, 48))
     path.write_text(text)
     assert voc.objects(root, "000001").boxes.tolist() == [[0, 0, 64, 48]]
-    for wrong in ("<xmax>66", "<xmax>-3"):
-        path.write_text(text.replace("<xmax>65", wrong))
+    for right, wrong in (
+        ("<xmax>65", "<xmax>66"), ("<xmax>65", "<xmax>-3"), ("<ymax>49", "<ymax>50"),
+        ("<xmin>0", "<xmin>-1"), ("<ymin>0", "<ymin>-1"),
+    ):  # fmt: skip
+        path.write_text(text.replace(right, wrong))
         with pytest.raises(DataError, match="expected a box inside the 64 x 48 pixels"):
             voc.objects(root, "000001")
+
+
+def test_edges_of_a_box_may_be_fractions(root):
+    drawn = drawn_voc.Drawn("cat", (10.5, 2.25, 30.75, 40.0), 0)
+    path = root / "Annotations/000001.xml"
+    path.write_text(drawn_voc.annotation("000001", [drawn], (64, 48)))
+    assert voc.objects(root, "000001").boxes.tolist() == [[9.5, 1.25, 30.75, 40]]
+
+
+def test_a_grey_picture_is_read_in_three_equal_colours(root):
+    Image.new("L", (64, 48), 90).save(root / "JPEGImages/000000.jpg")
+    found = voc.squeezed(root, "000000", 32)
+    assert found.shape == (3, 32, 32) and (found == 90).all()
 
 
 def test_a_picture_without_objects_has_none(root):

@@ -1,6 +1,7 @@
 """PASCAL VOC's evaluations on drawn devkits: they learn, and they go on after an interruption."""
 
 import argparse
+import copy
 import json
 import signal
 from pathlib import Path
@@ -14,8 +15,8 @@ from PIL import Image
 from test_evaluations import write_data
 
 from kt import config, evaluate, workflow
-from kt.core import judge, model, voc, voc_metrics, voc_training
-from kt.core.backbone import estimate_statistics
+from kt.core import judge, model, resume, voc, voc_metrics, voc_training
+from kt.core.backbone import Backbone, estimate_statistics
 from kt.core.step import ConfigError, DataError, Interrupted
 from kt.evaluations import voc_classification, voc_detection, voc_segmentation
 
@@ -67,6 +68,24 @@ def judged(name, backbone, devkit, **changes):
         "VOC2012" if name == "voc_segmentation" else "VOC2007"
     }
     return {(record["metric"], record.get("layer")): record["value"] for record in records}
+
+
+class Begun(Exception):
+    """Ends an evaluation where its training would begin."""
+
+
+def job_of(name, backbone, devkit, monkeypatch, **changes):
+    """Gives the training that an evaluation begins."""
+    jobs = []
+
+    def train(job):
+        jobs.append(job)
+        raise Begun
+
+    monkeypatch.setattr(voc_training, "train", train)
+    with pytest.raises(Begun):
+        judged(name, backbone, devkit, **changes)
+    return jobs[0]
 
 
 # ---------------------------------------------------------------------------- classification
@@ -344,6 +363,21 @@ def test_fine_tuning_sums_over_the_classes_and_divides_by_the_pictures(
     assert found == pytest.approx(float(each.sum().detach()) / 4, rel=1e-5)
 
 
+def test_pictures_may_be_read_in_several_batches(backbone, devkit, monkeypatch):
+    root, given = devkit / "VOC2007", options("voc_classification", devkit, finetune=SCHEDULE)
+    names = {"trainval": ["000000"], "test": [f"{row:06d}" for row in range(7)]}
+    monkeypatch.setattr(voc_training, "train", lambda job: job.network.eval())
+    found = []
+    for batch in (64, 3):
+        monkeypatch.setattr(voc_classification, "BATCH", batch)
+        rows = voc_classification.features(backbone, root, names["test"], ["conv2"], given)
+        truth = np.ones((1, 20), np.int8)
+        guess = voc_classification.tuned(backbone, root, names, truth, crafted.data(), given, 0)
+        found.append((rows["conv2"], guess))
+    for whole, parts in zip(*found, strict=True):
+        assert len(whole) == 7 and torch.allclose(whole, parts, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------- detection
 
 
@@ -452,11 +486,39 @@ def test_as_many_regions_are_ranked_as_are_kept(backbone, devkit):
         assert set(rpn._post_nms_top_n.values()) == {kept}
 
 
+@pytest.mark.parametrize(
+    "low, high, shape", [(48, 64, (48, 64)), (40, 64, (40, 60)), (64, 96, (66, 64))]
+)
+def test_regions_of_small_pictures_are_pooled_at_the_stride_of_the_map(
+    backbone, devkit, low, high, shape
+):
+    """Pictures are filled up to 32 pixels, so edge and map alone do not tell the stride."""
+    given = options("voc_detection", devkit, min_size=low, max_size=high)
+    network = voc_detection.build(backbone, given).eval()
+    with torch.no_grad():
+        network([torch.rand(3, *shape)])
+    assert network.roi_heads.box_roi_pool.scales == [1 / 8]
+
+
+def test_sizes_anchors_and_suppression_are_those_that_are_given(backbone, devkit):
+    given = options("voc_detection", devkit, anchors=[16, 32], ratios=[0.25, 4.0])
+    network = voc_detection.build(backbone, given)
+    for shape, seen in (((3, 30, 40), (48, 64)), ((3, 48, 200), (15, 64))):
+        assert network.transform([torch.zeros(shape)])[0].image_sizes == [seen]
+    (cells,) = network.rpn.anchor_generator.cell_anchors
+    sides = (cells[:, 2:] - cells[:, :2]).tolist()
+    assert sides == [[32, 8], [64, 16], [8, 32], [16, 64]]  # width, height
+    assert network.roi_heads.nms_thresh == 0.3
+
+
 def test_a_layer_whose_stride_is_no_power_of_two_is_refused(devkit):
     odd = model.fresh(crafted.plugin(NETWORK, strides=[2, 3, 1]), 0)
     with pytest.raises(ConfigError, match="layer: expected .*, found conv3 with 6.0; take another"):
         judged("voc_detection", odd, devkit)
     voc_detection.check_stride(odd, "conv1")
+    coarse = model.fresh(crafted.plugin(NETWORK, strides=[4, 4, 4]), 0)  # 96 px make 2 cells of 64
+    with pytest.raises(ConfigError, match="found conv3 with 64.0"):
+        voc_detection.check_stride(coarse, None)
     alexnet = crafted.plugin({"name": "torchvision", "model": "alexnet", "last": None})
     voc_detection.check_stride(model.fresh(alexnet, 0), None)  # 16, though 224 px give 13 x 13
 
@@ -508,6 +570,12 @@ def test_a_square_of_a_picture_has_its_mask_in_the_same_place(devkit, crop):
     assert len(seen) > 30
 
 
+def test_scales_that_fall_are_refused(devkit):
+    with pytest.raises(ConfigError, match=r"scales: expected .lowest, highest., found .2.0, 1.0"):
+        options("voc_segmentation", devkit, scales=[2, 1])
+    options("voc_segmentation", devkit, scales=[1, 1])
+
+
 def test_a_picture_keeps_its_sides_unless_it_is_mirrored(devkit):
     image, mask = voc_segmentation.pair(devkit / "VOC2012", "000001", "SegmentationClass")
     given = options("voc_segmentation", devkit, crop=64, scales=[1.0, 1.0])
@@ -525,6 +593,32 @@ def test_a_square_of_void_alone_gives_no_loss_but_a_finite_one(backbone, tmp_pat
         drawn_voc.write_mask(path, np.full((48, 64), voc.VOID, np.uint8))
     found = judged("voc_segmentation", backbone, root, training=SCHEDULE | {"batch": 1})
     assert found["miou", "conv3"] > 0
+
+
+def test_the_loss_is_the_mean_over_pixels_that_are_known_beside_the_mean_colour(
+    backbone, devkit, monkeypatch
+):
+    backbone = copy.deepcopy(backbone)
+    backbone.mean.copy_(torch.tensor([0.3, 0.5, 0.6]))
+    job = job_of("voc_segmentation", backbone, devkit, monkeypatch, crop=90)
+    batch = [job.load(row, 0) for row in range(3)]
+    pixels, wanted = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
+    given = backbone.normalise(pixels)
+    outside = (wanted == voc.VOID).all(2)  # whole rows, below or above the picture
+    assert outside.any() and given.permute(0, 2, 3, 1)[outside].abs().max() < 0.02
+    each = torch.nn.functional.cross_entropy(
+        job.network(given), wanted.long(), ignore_index=voc.VOID
+    )
+    assert float(job.loss(batch).detach()) == pytest.approx(float(each.detach()), rel=1e-5)
+
+
+def test_a_layer_of_one_cell_is_refused():
+    """Such as fully connected ones: all pixels of a picture would get one class."""
+    parts = {"conv1": torch.nn.Conv2d(3, 4, 3, 2, 1), "fc": torch.nn.AdaptiveAvgPool2d(1)}
+    network = Backbone(parts).eval()
+    with pytest.raises(ConfigError, match="layer: expected .* that of fc does not.* of conv1"):
+        voc_training.FCN(voc_training.Trunk(network, None, 48, schedule()), [], 5)
+    voc_training.FCN(voc_training.Trunk(network, "conv1", 48, schedule()), [], 5)
 
 
 def schedule(**changes):
@@ -618,6 +712,66 @@ def test_each_epoch_shows_every_picture_once_in_an_order_of_its_own():
     for one, _ in (again, other):
         voc_training.train(one)
     assert again[1] == shown and other[1] != shown
+
+
+def test_pictures_that_fill_no_step_are_left_for_other_epochs():
+    job, shown = toy([f"p{row}" for row in range(14)])
+    voc_training.train(job)
+    assert [len(batch) for batch in shown] == [4] * 9
+    epochs = [{row for batch in shown[at : at + 3] for _, row in batch} for at in (0, 3, 6)]
+    assert [len(rows) for rows in epochs] == [12] * 3 and len(set.union(*epochs)) == 14
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_picture_is_mirrored_in_half_of_its_epochs(name, backbone, devkit, monkeypatch):
+    changes = {
+        "voc_classification": {"finetune": SCHEDULE, "layers": ["conv1"]}, "voc_detection": {},
+        "voc_segmentation": {"crop": 64, "scales": [1.0, 1.0]},  # as wide as the picture
+    }  # fmt: skip
+    job = job_of(name, backbone, devkit, monkeypatch, **changes[name])
+    views = [np.asarray(job.load(1, epoch)[0], np.float64).sum(1) for epoch in range(60)]
+    kept, turned = (
+        [np.allclose(view, one) for view in views] for one in (views[0], views[0][:, ::-1])
+    )
+    assert sum(kept) + sum(turned) == 60 and 15 < sum(kept) < 45
+
+
+def test_the_learning_rate_follows_the_schedule():
+    changes = {"optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1, "epochs": 2}
+    changes |= {"schedule": "step", "milestones": [0.5], "warmup": 0.0, "batch": 2}
+    job, _ = toy(["a", "b", "c", "d"], **changes)
+    bias, seen = job.network.bias, []
+
+    def loss(batch):  # its gradient is 1
+        seen.append(float(bias.detach()))
+        return bias.sum() + 0 * job.network.weight.sum()
+
+    job.loss = loss
+    voc_training.train(job)
+    steps = -np.diff([*seen, float(bias.detach())])
+    assert steps == pytest.approx([0.1, 0.1, 0.01, 0.01], abs=1e-5)
+
+
+def test_a_training_that_was_killed_goes_on_from_a_state_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume.Writer, "due", lambda writer: True)
+    names = [f"p{row}" for row in range(12)]
+    whole, begun, again = toy(names), toy(names, tmp_path), toy(names, tmp_path)
+    for job, _ in (begun, again):
+        job.network.load_state_dict(whole[0].network.state_dict())
+    learn = begun[0].loss
+
+    def loss(batch):
+        if len(begun[1]) == 5:
+            raise Begun
+        return learn(batch)
+
+    begun[0].loss = loss
+    voc_training.train(whole[0])
+    with pytest.raises(Begun):
+        voc_training.train(begun[0])
+    voc_training.train(again[0])
+    assert begun[1] == whole[1][:5] and again[1] == whole[1][5:]
+    assert torch.equal(again[0].network.weight, whole[0].network.weight)
 
 
 def test_what_a_network_draws_depends_on_seed_and_step_alone():

@@ -136,7 +136,7 @@ def objects(root: Path, name: str) -> Objects:
     """Reads the objects of one picture from its annotation.
 
     Raises:
-        DataError: The file is missing or broken, a class is unknown, or a box lies outside.
+        DataError: The file is missing or broken, a class or flag unknown, or a box lies outside.
     """
     path = root / "Annotations" / f"{name}.xml"
     tree = _tree(path)
@@ -149,6 +149,8 @@ def objects(root: Path, name: str) -> Objects:
         boxes.append(_box(node, size, path))
         found.append(CLASSES.index(label))
         flags.append([(node.findtext(key) or "0").strip() for key in ("difficult", "truncated")])
+        if flags[-1][0] not in ("0", "1"):  # it decides what counts
+            raise DataError(f"{path}: expected difficult to be 0 or 1, found {flags[-1][0]!r}")
     marked = np.array(flags, dtype="U8").reshape(-1, 2) == "1"
     return Objects(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(found, np.int64),
@@ -233,7 +235,7 @@ def _tree(path: Path) -> ElementTree.Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(path.read_bytes(), True)
-    except (OSError, expat.ExpatError) as error:
+    except (OSError, expat.ExpatError, ValueError, LookupError) as error:  # odd encodings, too
         raise DataError(f"{path}: expected an annotation in XML, found none: {error}") from None
     return builder.close()
 

@@ -26,9 +26,10 @@ from kt.core import draws, hardware, images, judge, lock, resume, step, training
 from kt.core.backbone import Backbone, average
 from kt.core.ending import Flag
 from kt.core.optimiser import Optimiser
-from kt.core.step import DataError, Interrupted
+from kt.core.step import ConfigError, DataError, Interrupted
 
 PLACED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # parts that decide where a map's cells lie
+LARGEST = 128  # stride of a map, pixels; the map of fully connected layers is one cell
 
 
 def strides(backbone: Backbone, layers: Sequence[str]) -> dict[str, float]:
@@ -158,7 +159,7 @@ class FCN(nn.Module):
         """Takes the layers to add, in any order.
 
         Raises:
-            ConfigError: The trunk has no such layer.
+            ConfigError: The trunk has no such layer, or its last map is one cell at any size.
         """
         super().__init__()
         self.trunk, self.num_classes, order = trunk, num_classes, trunk.layers
@@ -169,6 +170,11 @@ class FCN(nn.Module):
             name: (first_centre(trunk.backbone, name), stride(trunk.backbone, name))
             for name in (self.last, *self.skips)
         }
+        if self.cells[self.last][1] > LARGEST:
+            raise ConfigError(
+                f"layer: expected one whose map grows with the picture, that of {self.last} does "
+                f"not; take another of {', '.join(order[:-1])}"
+            )
         self.heads = nn.ModuleDict(
             {n: nn.Conv2d(trunk.channels[n], num_classes, 1) for n in (self.last, *self.skips)}
         )

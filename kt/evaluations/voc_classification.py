@@ -66,6 +66,20 @@ class Options(Settings):
     ]
 
 
+def pictures(options: Options) -> tuple:
+    """Gives the devkit's folder, and the names of the pictures of each split.
+
+    Raises:
+        ConfigError, DataError: As `voc.folder` and `voc.apart`.
+    """
+    from kt.core import voc
+
+    root, names = voc.folder(options.path, YEAR), {}
+    for pair in (("train", "val"), ("trainval", "test")):
+        names |= zip(pair, voc.apart(root, "Main", *pair), strict=True)
+    return root, names
+
+
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11, map_area and validation_map for each layer, and tuned_map_11, tuned_map_area.
 
@@ -77,10 +91,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """
     from kt.core import images, judge, voc
 
-    root = voc.folder(options.path, YEAR)
-    names = {}
-    for pair in (("train", "val"), ("trainval", "test")):
-        names |= zip(pair, voc.apart(root, "Main", *pair), strict=True)
+    root, names = pictures(options)
     truth = {split: voc.labels(root, split) for split in ("trainval", "test")}
     kept, out = (
         images.rows_of(names["trainval"], names[split], f"{root}: trainval, {split}")

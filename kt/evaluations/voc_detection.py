@@ -45,17 +45,28 @@ class Options(Settings):
     training: Annotated[Schedule, Field(description="of the whole network")]
 
 
+def pictures(options: Options) -> tuple:
+    """Gives the devkit's folder, names of pictures to learn from, and of those that judge.
+
+    Raises:
+        ConfigError, DataError: As `voc.folder` and `voc.apart`.
+    """
+    from kt.core import voc
+
+    root = voc.folder(options.path, YEAR)
+    return root, *voc.apart(root, "Main", "trainval", "test")
+
+
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives map_11 and map_area.
 
     Raises:
-        ConfigError: The devkit or a layer is not there, or its stride is no power of 2.
+        ConfigError: The devkit or a layer is not there, or its stride is no power of 2 up to 32.
         DataError: Something in the devkit is not what it should be.
     """
     from kt.core import judge, voc, voc_metrics
 
-    root = voc.folder(options.path, YEAR)
-    seen, unseen = voc.apart(root, "Main", "trainval", "test")
+    root, seen, unseen = pictures(options)
     taught, truth = ([voc.objects(root, name) for name in names] for names in (seen, unseen))
     network = trained(backbone, root, seen, taught, data.state, options, seed)
     found = [boxes_of(network, picture(root, *pair)) for pair in zip(unseen, truth, strict=True)]
@@ -92,7 +103,10 @@ def trained(backbone, root, names, truth, state, options: Options, seed: int):
 
 
 def check_stride(backbone, layer: str | None) -> None:
-    """Checks that a layer's stride is a power of 2: torchvision takes the nearest one for it.
+    """Checks that a layer's stride is a power of 2 up to 32.
+
+    Pictures are filled up to whole 32 pixels, and torchvision's anchors lie as far apart as these
+    divided by the map's cells, rounded down.
 
     Raises:
         ConfigError: It is not.
@@ -102,9 +116,9 @@ def check_stride(backbone, layer: str | None) -> None:
 
     layer = backbone.check_layer(layer)
     stride = voc_training.stride(backbone, layer)
-    if stride not in (1, 2, 4, 8, 16, 32, 64):
+    if stride not in (1, 2, 4, 8, 16, 32):
         raise ConfigError(
-            f"layer: expected one whose map has a stride of 1, 2, 4, ... 64 pixels, found "
+            f"layer: expected one whose map has a stride of 1, 2, 4, ... 32 pixels, found "
             f"{layer} with {stride:.1f}; take another of {', '.join(backbone.layers)}"
         )
 
@@ -115,14 +129,18 @@ def build(backbone, options: Options):
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.ops.poolers import initLevelMapper
 
     from kt.core import voc
-    from kt.core.voc_training import Trunk, first_centre
+    from kt.core.voc_training import Trunk, first_centre, stride
 
     check_stride(backbone, options.layer)
     trunk = Trunk(backbone, options.layer, options.min_size, options.training)
     # Anchors and regions take cell i to lie at i strides from the picture's edge.
     trunk.before = int(first_centre(backbone, trunk.layers[-1]) + 0.5)
+    pool = MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2)
+    # Not guessed from the first pictures, which are filled up to 32 pixels: small ones by half.
+    pool.scales, pool.map_levels = [1 / stride(backbone, trunk.layers[-1])], initLevelMapper(0, 0)
     return FasterRCNN(
         trunk,
         min_size=options.min_size,
@@ -134,7 +152,7 @@ def build(backbone, options: Options):
         rpn_pre_nms_top_n_test=max(RANKED[1], options.proposals),
         rpn_post_nms_top_n_train=options.proposals,
         rpn_post_nms_top_n_test=options.proposals,
-        box_roi_pool=MultiScaleRoIAlign(["0"], options.pooled, sampling_ratio=2),
+        box_roi_pool=pool,
         box_head=TwoMLPHead(trunk.out_channels * options.pooled**2, options.hidden),
         box_predictor=FastRCNNPredictor(options.hidden, len(voc.CLASSES) + 1),
         box_nms_thresh=SUPPRESSED,

@@ -56,18 +56,36 @@ class Options(Settings):
     _order = model_validator(mode="after")(rising)
 
 
+def pictures(options: Options) -> tuple:
+    """Gives the devkit's folder, names of pictures to learn from, and of those that judge.
+
+    Raises:
+        ConfigError: The devkit or the folder of masks is not there.
+        DataError: As `voc.apart`.
+    """
+    from kt.core import voc
+    from kt.core.step import ConfigError
+
+    root = voc.folder(options.path, YEAR)
+    if not (root / options.masks).is_dir():
+        raise ConfigError(
+            f"masks: expected a folder of masks, found no {root / options.masks}; the organisers' "
+            "is SegmentationClass"
+        )
+    return root, *voc.apart(root, "Segmentation", options.train, "val")
+
+
 def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
     """Gives miou, over background and 20 classes; void pixels are left out.
 
     Raises:
-        ConfigError: The devkit or a layer is not there.
+        ConfigError: The devkit, its masks or a layer is not there, or the layer's map is one cell.
         DataError: Something in the devkit is not what it should be, or `train` names pictures of
             val.
     """
-    from kt.core import judge, voc, voc_metrics
+    from kt.core import judge, voc_metrics
 
-    root = voc.folder(options.path, YEAR)
-    seen, unseen = voc.apart(root, "Segmentation", options.train, "val")
+    root, seen, unseen = pictures(options)
     network = trained(backbone, root, seen, data.state, options, seed)
     counts = 0
     for name in unseen:
