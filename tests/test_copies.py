@@ -105,6 +105,23 @@ def test_the_search_finds_what_comparing_each_with_each_finds(monkeypatch):
     assert list(copies.near(prints, test[:0])) == []
 
 
+def test_of_several_test_pictures_the_closest_is_named_by_its_row(monkeypatch):
+    monkeypatch.setattr(copies, "ROWS", 1)
+    pictures = np.stack([scene(number, 32).transpose(2, 0, 1) for number in range(6)])
+    pictures[4] = pictures[1] // 2 + 60
+    pictures[1] = pictures[4] + np.uint8(4)
+    pictures[5] = pictures[4]
+    pictures[5, :, :4, :4] ^= 2
+    found = copies.find(
+        np.array([2, 5]),
+        np.array([1, 3, 4]),
+        lambda places: np.stack([copies.print_of(pictures[place]) for place in places]),
+        pictures.__getitem__,
+        0.25,
+    )
+    assert [(row, other) for row, other, _ in found] == [(5, 4)]
+
+
 def difference(image, *others):
     """What the search finds for one picture, against the definition picture by picture."""
     found = copies.Compared(len(others), others.__getitem__)
