@@ -92,6 +92,13 @@ def test_a_print_is_the_mean_of_blocks(size):
     assert np.abs(copies.print_of(pixels) - np.array(expected)).max() <= 1
 
 
+def test_means_of_blocks_are_rounded():
+    pixels = np.array([[0, 9, 9], [1, 0, 1], [1, 1, 1]], np.uint8)
+    assert copies.block_means(pixels, 1).tolist() == [[3]]  # 23 ninths
+    assert copies.block_means(pixels, 2).tolist() == [[0, 9], [1, 1]]
+    assert copies.block_means(pixels[1:, :2], 1).tolist() == [[1]]  # three quarters
+
+
 def test_the_search_finds_what_comparing_each_with_each_finds(monkeypatch):
     random = np.random.default_rng(0)
     test = random.integers(0, 256, (40, 64), np.uint8)
