@@ -24,7 +24,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ RULES = (
     " pseudo_labels target_train evaluate report"
 ).split()
 NO_GPU = ("ingest_part", "ingest", "report")
-KEPT = Path("results/plan.json")
+KEPT, PACKS = Path("results/plan.json"), Path("results/data")
 REPORT = "report.json"  # of a data set that is packed
 OWN = ("pictures", "folder", "archive")  # sources whose pictures are quickly counted
 
@@ -87,7 +87,8 @@ def _print(options: list[str], folder: Path) -> None:
 
 def _table(every: list[Job], due: list[Job]) -> None:
     """Prints what the jobs will cost that are due, and keeps it for `--spent`."""
-    every, due = ([_counted(job) for job in some] for some in (every, due))
+    anew = {job.name for job in due}
+    every, due = ([_counted(job, anew) for job in some] for some in (every, due))
     costs = estimate(every, due, Path())
     sizes = Footprint((job.rule, job.options) for job in every)
     disk = {job.name: sizes.of(job.rule, job.options) for job in due}
@@ -179,16 +180,24 @@ def _job(words: list[str]) -> Job:
     return Job(str(log), options)
 
 
-def _counted(job: Job) -> Job:
-    """Lowers the limits of a set of own pictures to what is there, by the names of the files."""
-    if job.rule.removesuffix("_part") != "ingest" or Path(job.options["output"], REPORT).exists():
+def _counted(job: Job, due: Collection[str] = ()) -> Job:
+    """Lowers the limits of a data set to what is packed, unless its ingest is `due` (names).
+
+    Of a set of own pictures that is not packed yet, to what is there by the names of the files.
+    """
+    if job.rule.removesuffix("_part") != "ingest":
         return job
+    output = Path(job.options["output"])  # that of a part stands in a folder named as the set
+    folder = output if job.rule == "ingest" else PACKS / output.parent.name
     dataset = config.check(config.Dataset, json.loads(job.options["dataset"]))
-    counts = {**_pictures(dataset.path, dataset.labels)} if dataset.source in OWN else {}
-    if not counts:
+    if f"ingest/{folder.name}" not in due and (folder / REPORT).exists():
+        splits = step.read_json(folder / REPORT)["splits"]
+        counts = {split: splits[split]["images"] for split in LIMITS}
+    elif counts := {**_pictures(dataset.path, dataset.labels)} if dataset.source in OWN else {}:
+        drawn = layouts.from_train(counts[POOL], counts[TRAIN], dataset)
+        counts |= {POOL: counts[POOL] + drawn, TRAIN: counts[TRAIN] - drawn}
+    else:
         return job
-    drawn = layouts.from_train(counts[POOL], counts[TRAIN], dataset)
-    counts |= {POOL: counts[POOL] + drawn, TRAIN: counts[TRAIN] - drawn}
     limits = {limit: getattr(dataset, limit) for limit in LIMITS.values()}
     there = {limit: counts[split] for split, limit in LIMITS.items()}
     found = {name: n if limits[name] is None else min(n, limits[name]) for name, n in there.items()}

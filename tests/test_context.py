@@ -60,6 +60,17 @@ def test_the_label_is_the_direction_of_the_second_patch():
             assert (moved - place * task.step).abs().max() == 2 * task.jitter
 
 
+def test_place_direction_and_colour_are_drawn_anew_in_each_epoch():
+    task, index = built(number=4000), torch.arange(4000)
+    one, two = (task.plan(index, epoch) for epoch in (0, 1))
+    alike = (one["labels"] == two["labels"]).double().mean()
+    assert abs(alike - 1 / 8) < 0.03
+    alike = (one["colour"] == two["colour"]).flatten(1).all(1).double().mean()
+    assert abs(alike - (2 / 16 + 3 / 36)) < 0.03  # the same of five, none fixed with another
+    alike = (one["top"][:, 0] == two["top"][:, 0]).all(1).double().mean()
+    assert alike < 0.2  # of twelve rows and a jitter of three
+
+
 def test_labels_are_equally_frequent_and_the_centre_patch_tells_nothing_of_them():
     number = 40_000
     task = built(number=number)

@@ -92,6 +92,13 @@ def test_a_print_is_the_mean_of_blocks(size):
     assert np.abs(copies.print_of(pixels) - np.array(expected)).max() <= 1
 
 
+def test_means_of_blocks_are_rounded():
+    pixels = np.array([[0, 9, 9], [1, 0, 1], [1, 1, 1]], np.uint8)
+    assert copies.block_means(pixels, 1).tolist() == [[3]]  # 23 ninths
+    assert copies.block_means(pixels, 2).tolist() == [[0, 9], [1, 1]]
+    assert copies.block_means(pixels[1:, :2], 1).tolist() == [[1]]  # three quarters
+
+
 def test_the_search_finds_what_comparing_each_with_each_finds(monkeypatch):
     random = np.random.default_rng(0)
     test = random.integers(0, 256, (40, 64), np.uint8)
@@ -103,6 +110,23 @@ def test_the_search_finds_what_comparing_each_with_each_finds(monkeypatch):
     found = {(row, int(at)) for row, others in copies.near(prints, test) for at in others}
     assert found == expected and 50 < len(found) < 300
     assert list(copies.near(prints, test[:0])) == []
+
+
+def test_of_several_test_pictures_the_closest_is_named_by_its_row(monkeypatch):
+    monkeypatch.setattr(copies, "ROWS", 1)
+    pictures = np.stack([scene(number, 32).transpose(2, 0, 1) for number in range(6)])
+    pictures[4] = pictures[1] // 2 + 60
+    pictures[1] = pictures[4] + np.uint8(4)
+    pictures[5] = pictures[4]
+    pictures[5, :, :4, :4] ^= 2
+    found = copies.find(
+        np.array([2, 5]),
+        np.array([1, 3, 4]),
+        lambda places: np.stack([copies.print_of(pictures[place]) for place in places]),
+        pictures.__getitem__,
+        0.25,
+    )
+    assert [(row, other) for row, other, _ in found] == [(5, 4)]
 
 
 def difference(image, *others):

@@ -199,6 +199,15 @@ def test_features_and_keys_in_one_hdf5_file_are_those_of_npy_and_text(tmp_path, 
     assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
 
 
+def test_keys_that_another_system_wrote_are_read(tmp_path, pack):
+    rows, keys = given_rows()
+    options = write_given(tmp_path, rows, keys)
+    expected = content(step(tmp_path, pack, **options))
+    options["keys"].write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*keys, ""]).encode())
+    found = content(step(tmp_path, pack, **options))
+    assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
+
+
 def test_an_hdf5_file_without_them_or_with_links_is_refused(tmp_path, pack):
     rows, keys = given_rows()
     path, other = tmp_path / "given.h5", tmp_path / "other.h5"
@@ -255,7 +264,7 @@ def spoilt(change):
 @pytest.mark.parametrize(
     "change, fault",
     [
-        ("missing", "given.keys.txt: 1 of 600 keys are missing, for example 'image-00007'"),
+        ("missing", "1 of 600 keys are missing, for example 'image-00007'; every image of .*needs"),
         ("repeated", "given.keys.txt: 1 keys are repeated"),
         ("fewer keys", r"a key for each of the 603 rows of .*given.npy, found 602"),
         ("nan", "given.npy: features of 1 images are not finite, among them 'image-00009'"),

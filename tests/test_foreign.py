@@ -61,6 +61,10 @@ WRAPPED = {
     "plain": lambda state: state,
     "parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
     "a training's checkpoint": lambda state: {"epoch": 3, "state_dict": state},
+    "compiled": lambda state: {f"module._orig_mod.{name}": v for name, v in state.items()},
+    "a checkpoint of another name": lambda state: {
+        "model_state_dict": {f"encoder.{name}": value for name, value in state.items()}
+    },
     "moco": lambda state: {
         "state_dict": {
             **{f"module.encoder_q.{name}": value for name, value in state.items()},
@@ -293,6 +297,13 @@ def test_damaged_files_are_refused(tmp_path, whole, suffix, damage):
         torch.save([1, 2], path)
     with pytest.raises(DataError, match=re.escape(f"w{suffix}: expected ")):
         loaded(path)
+
+
+@pytest.mark.timeout(60)
+def test_a_checkpoint_that_holds_itself_is_read_to_an_end(tmp_path):
+    state = {"a": torch.zeros(2)}
+    state["model"] = state
+    assert foreign.read(write(tmp_path / "w.pth", state)).keys() == {"a"}
 
 
 def test_a_missing_file_and_a_backbone_without_weights_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from drawing import CLASSES, encoded, label_of, picture, tree, write_folder, wri
 from PIL import Image
 
 from kt import config, ingest
-from kt.core import images, listing, table
+from kt.core import images, listing, shards, table
 from kt.core.layouts import POOL, SPLITS, TEST, TRAIN
 from kt.core.parts import WHOLE
 from kt.core.step import DataError, ResourceError
@@ -176,6 +177,31 @@ def test_the_report_describes_what_was_packed(tmp_path, out):
     assert report["dataset"]["path"] == str(tmp_path / "pictures")
 
 
+def test_the_report_counts_over_all_shards_and_by_split(tmp_path, out, monkeypatch):
+    monkeypatch.setattr(shards, "MOST", 1)  # some hold a bad file alone
+    files = tree(6, 4, 3)
+    files["train-unlabelled/cloud/grey.png"] = encoded(np.full((20, 40), 9, np.uint8))
+    files["train/cloud/wide.png"] = encoded(picture(2, 70, 60)[:12])
+    files["train/cloud/even.png"] = encoded(picture(2, 71, 16))
+    files |= {"test/apple/bad.png": b"bad", "train/cloud/zz.png": b"bad"}
+    report = pack(write_folder(files, tmp_path / "pictures"), out, max_bad_fraction=0.1)
+    assert report["modes"] == {"L": 1, "RGB": len(files) - 3}
+    assert [one["key"] for one in report["rejected"]] == [
+        "test/apple/bad.png",
+        "train/cloud/zz.png",
+    ]
+    splits = report["splits"]
+    assert [splits[split]["rejected"] for split in (POOL, TRAIN, TEST)] == [0, 1, 1]
+    assert [splits[split]["smaller"] for split in (POOL, TRAIN, TEST)] == [0, 1, 0]
+    assert report["sizes"]["min"] == [16, 12] and report["sizes"]["max"] == [60, 32]
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two(tmp_path, out):
+    files = {f"{n:02}.png": encoded(picture(0, n, 20 + 2 * n)) for n in range(12)}
+    report = pack(write_folder(files, tmp_path / "pictures"), out)
+    assert report["sizes"] == {"min": [20, 20], "median": [31, 31], "max": [42, 42]}
+
+
 def test_the_normalisation_is_that_of_the_pool(root, out):
     report = pack(root, out)
     pool = packs(out)[POOL].images / 255
@@ -286,6 +312,18 @@ def test_only_chosen_files_are_read(root, out):
     assert 0 < seen < 6
 
 
+def test_names_sort_as_their_characters_and_are_drawn_by_a_hash_of_seed_and_name(tmp_path):
+    names = ["a.png", "a.png.png", "a0.png", "Z.png", "zebra.png", "\u00e9.png", "\uffee.png"]
+    names += ["\U0001f600.png", *(f"{number}.png" for number in range(30))]
+    place = write_folder(dict.fromkeys(names, encoded(picture(0, 0))), tmp_path / "pictures")
+    listed = listing.create(sources.entries(dataset(place)), tmp_path / "listed", 7)
+    rows = np.arange(len(names))[::-1].copy()
+    assert listed.keys(listed.in_key_order(rows)) == sorted(names)
+    # Another hash, or another part of it, would be another subset for every earlier run.
+    drawn = sorted(names, key=lambda name: blake2b(f"7 {name}".encode(), digest_size=16).digest())
+    assert listed.keys(listed.in_drawn_order()) == drawn
+
+
 # ---------------------------------------------------------------------------- copies
 
 
@@ -294,12 +332,13 @@ def test_copies_of_test_pictures_are_left_out_of_pool_and_train(root, out):
     for row, payload in enumerate(copies):
         (root / "train-unlabelled" / f"copy{row}.bmp").write_bytes(payload)
     (root / "train" / "cloud" / "copy.bmp").write_bytes(copies[2])
-    (root / "train" / "bird" / "pool.bmp").write_bytes(encoded(picture(1, 0), "BMP"))
+    for name in ("pool", "again"):
+        (root / "train" / "bird" / f"{name}.bmp").write_bytes(encoded(picture(1, 0), "BMP"))
     report = pack(root, out)
     assert (report["left_out_of_pool"], report["left_out_of_train"]) == (3, 1)
-    assert report["train_in_pool"] == 1
+    assert report["train_in_pool"] == 2  # of train, not of the pool
     found = packs(out)
-    assert {split: len(pack) for split, pack in found.items()} == {POOL: 18, TRAIN: 13, TEST: 9}
+    assert {split: len(pack) for split, pack in found.items()} == {POOL: 18, TRAIN: 14, TEST: 9}
     test = {image.tobytes() for image in found[TEST].images}
     for split in (POOL, TRAIN):
         assert not any("copy" in key for key in found[split].keys)

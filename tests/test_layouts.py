@@ -175,6 +175,8 @@ def test_what_the_table_names_has_its_class_and_all_else_has_none(tmp_path):
         ("image_id\tclass", "{name}\t{kind}"),
         ("class,path", '"{kind}","all\\2020\\{name}.png"'),
         ("id,breed,species", "2020/{name},z,{kind}"),
+        ("file, class, note", '"2020/{name}.png", "{kind}", "a, b"'),
+        ("file,class,class", "{name},{kind},other"),
     ],
 )
 def test_other_marks_columns_and_ways_to_name_a_file_mean_the_same(tmp_path, head, row):
@@ -236,6 +238,13 @@ def test_the_closest_name_counts(tmp_path):
     rows = "x/a.png,x a.png,y b,x c,y".split()
     found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
     assert found["x/a.png"][1] == "x" and found["y/a.png"][1] == "y"
+
+
+def test_a_file_that_two_rows_come_as_close_to_is_of_none(tmp_path):
+    root = write_folder({f"{name}.webp": PNG for name in "abcde"}, tmp_path / "all")
+    rows = "a.jpg,x b.jpg,x c.jpg,y d.jpg,y e.jpg,x e.png,y".split()
+    found = listed(root, text(tmp_path / "a.csv", "file,class", *rows))
+    assert {name for name, (_, kind) in found.items() if not kind} == {"e.webp"}
 
 
 def test_the_split_may_be_given(tmp_path):

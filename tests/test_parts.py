@@ -16,7 +16,7 @@ import running
 from test_cluster import run as run_cluster
 from test_features import teacher
 
-from kt.core import table
+from kt.core import parts, table
 from kt.core.parts import Part, parse
 
 NUMBER = 1500  # images of 28 px: several blocks of a checksum
@@ -121,6 +121,24 @@ def test_parts_that_do_not_belong_together_are_refused(made, tmp_path):
     names = crafted.names(NUMBER, "other")
     crafted.write_pack(made / "new.h5", crafted.noise(NUMBER, 28), names)
     refused("was not made from", one, two, pack="new.h5")
+
+
+def test_parts_are_put_together_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MOST_BYTES", 40)
+    rows, names = np.arange(22, dtype=np.float32).reshape(11, 2), crafted.names(11)
+    pack, paths = tmp_path / "pack.h5", [tmp_path / "1.h5", tmp_path / "2.h5"]
+    with table.create(pack, "images", {}) as file:
+        table.put_strings(file, "keys", names)
+    for number, own in enumerate((slice(0, 6), slice(6, 11))):
+        settings = Part(number + 1, 2).mark({"layer": "conv1"})
+        with table.create(paths[number], "features", settings, [pack]) as file:
+            table.put(file, "features", rows[own])
+            table.put_strings(file, "keys", names[own])
+    arrays = {"features": 2, "keys": 1}
+    parts.gather(paths, tmp_path / "all.h5", "features", arrays, pack, [pack])
+    with table.read(tmp_path / "all.h5", "features", arrays) as file:
+        assert np.array_equal(file["features"], rows) and table.strings(file, "keys") == names
+        assert table.text(file, "config") == '{"layer": "conv1"}'
 
 
 def test_every_key_must_stand_once_and_in_its_place(made, tmp_path):

@@ -13,6 +13,7 @@ import h5py
 import pytest
 import running
 from running import ROOT, TINY
+from test_ingest import dataset
 
 from kt import plan
 from kt.core import amounts, footprint, probe, step
@@ -200,6 +201,70 @@ def test_clustering_costs_what_its_settings_ask_for(jobs, tmp_path, even):
     # Of five iterations three are made on 20 rows, each of two times; the last two on all.
     warm = products(pca=None, warm_start=5, redo=2)
     assert warm == pytest.approx((20 * 3 * 2 + 120 * 2 + 120) * width * 4)
+    # A single iteration has no part to be warm.
+    once = products(pca=None, warm_start=5, redo=2, iterations=1)
+    assert once == pytest.approx((120 * 2 + 120) * width * 4)
+    # No more components than a quarter of the rows.
+    most = products(pca=64)
+    assert most == pytest.approx(120 * (width * width + 2 * width * 30 + 6 * 30 * 4))
+
+
+def test_a_choice_sees_two_views_of_as_many_images_as_there_are(jobs, tmp_path, monkeypatch, even):
+    asked = []
+    monkeypatch.setattr(
+        probe, "extraction", lambda *given: asked.append(given[-1]) or probe.Rate(10.0, 20.0)
+    )
+    teacher = next(job for job in jobs if job.name == "pretext_train/deep-s0").options["output"]
+    given = {
+        "model": teacher, "layers": "block1", "pack": "results/data/images/train-unlabelled.h5",
+        "choice": json.dumps({"images": 50}), "threads": "1", "output": "choice.json",
+    }  # fmt: skip
+
+    def seconds(**more) -> float:
+        job = plan.Job("choose/deep", given | more)
+        return plan.estimate([*jobs, job], [job], tmp_path)[job.name].seconds
+
+    assert seconds() == pytest.approx(2 * 50 * 10.0)
+    assert seconds(mirror="", layers="block2 block1") == pytest.approx(4 * 50 * 10.0)
+    assert seconds(choice='{"images": 500}', layers="auto") == pytest.approx(2 * 120 * 10.0)
+    assert asked == ["block1", None, None]  # None: up to the last layer
+
+
+def test_every_run_of_what_trains_anew_is_counted_for_every_seed(jobs, tmp_path, even):
+    name = "evaluate/random-finetune"
+    options = next(job for job in jobs if job.name == name).options
+    (values,) = json.loads(options["evaluations"]).values()
+
+    def seconds(evaluations: dict) -> float:
+        models = f"{options['model']} {options['model']}"
+        more = {"evaluations": json.dumps(evaluations), "model": models}
+        job = plan.Job(name, options | more)
+        return plan.estimate(jobs, [job], tmp_path)[name].seconds
+
+    # Half of 60 labels are 30 images, seen twice.
+    found = seconds({"finetune": values | {"labels_per_class": [5, 9], "fractions": [0.5]}})
+    assert found == pytest.approx(2 * 3 * (60 * 1.0 + 60 * 10.0))
+    above = {name: values[name] for name in ("images", "task", "training")}
+    assert seconds({"nonlinear": above}) == pytest.approx(2 * 2 * (60 * 1.0 + 60 * 10.0))
+
+
+def test_a_training_on_few_images_has_more_epochs(jobs, tmp_path):
+    job, work = next(job for job in jobs if job.name == TARGETS[0]), Work(jobs, tmp_path)
+    few = {"few-images": json.dumps({"as_if": 300, "most": 2})}
+    more = job._replace(options=job.options | few | {"epochs": "3"})
+    assert work.operations(more) == pytest.approx(6 * work.operations(job))
+
+
+def test_the_bytes_of_jpegs_and_the_widths_of_layers():
+    given = dataset("a", unlabelled=2, labelled=1, test=1, storage="jpeg").model_dump()
+    sizes = Footprint([])
+    assert sizes.of("ingest", {"output": "a", "dataset": json.dumps(given)}) == 4 * 16 * 16
+    hog = '{"name": "hog", "cells": 4}'
+    # Its map is no larger than 3x3.
+    assert [footprint.width(hog, "hog", edge, 28) for edge in (1, 3, 100)] == [36, 324, 324]
+    plain = '{"name": "plain", "widths": [8, 16], "strides": [2, 2]}'
+    found = [footprint.width(plain, layer, 1, 28) for layer in ("conv1", "conv2", "auto")]
+    assert found == [8, 16, 16]
 
 
 def test_evaluations_look_at_the_images_as_often_as_they_do():
@@ -439,7 +504,7 @@ def test_the_plan_has_a_column_of_gpu_time_where_one_takes_part(
     jobs, tmp_path, even, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_counted", lambda job: job)
+    monkeypatch.setattr(plan, "_counted", lambda job, due: job)
     some = [job for job in jobs if job.rule in ("ingest", "pretext_train")]
 
     def printed() -> list[str]:
@@ -468,7 +533,7 @@ def test_parts_stand_on_disk_until_they_are_merged(options, tmp_path, even, monk
         assert made == pytest.approx(whole) != 0, rule
         every += made
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "_counted", lambda job: job)
+    monkeypatch.setattr(plan, "_counted", lambda job, due: job)
     plan._table(some, some)
     said = capsys.readouterr().out
     assert f"and up to {every / 1e6:.1f} MB more stand on disk until parts are merged\n" in said
@@ -533,6 +598,24 @@ def test_own_pictures_count_as_many_as_there_are(jobs, tmp_path):
         assert [found[name] for name in ("unlabelled", "labelled", "test")] == [
             round(classes * number) for number in numbers
         ]
+
+
+def test_packed_images_are_counted_as_they_are_unless_they_are_packed_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = drawing.write_folder(drawing.tree(4, 3, 2), tmp_path / "all")
+    given = json.dumps(dataset(place).model_dump())  # without limits
+    whole = plan.Job("ingest/mine", {"output": "results/data/mine", "dataset": given})
+    part = {"output": "results/parts/ingest/mine/1-of-2.txt", "dataset": given, "part": "1/2"}
+    part = plan.Job("ingest_part/mine-1-of-2", part)
+    splits = {"train-unlabelled": {"images": 7}, "train": {"images": 5}, "test": {"images": 3}}
+    step.write_json(plan.PACKS / "mine" / plan.REPORT, {"splits": splits})
+    for due, numbers in (((), [7, 5, 3]), ({"ingest/mine"}, [12, 9, 6])):
+        counted = [plan._counted(job, due).options for job in (whole, part)]
+        for options in counted:
+            found = json.loads(options["dataset"])
+            assert [found[limit] for limit in footprint.LIMITS.values()] == numbers
+        sizes = Footprint([("ingest", counted[0])])
+        assert sizes.of("ingest", counted[0]) == sum(numbers) * 3 * 16 * 16
 
 
 def test_a_plan_runs_the_files_of_code_that_the_configuration_names(

@@ -149,7 +149,10 @@ def test_by_hand_a_killed_run_leaves_what_the_next_one_uses_and_takes_away(
 
 
 def test_shards_of_other_settings_or_pictures_are_made_anew(place, tmp_path, small_shards, made):
-    for changes in ({"size": 20}, {"max_pixels": 5000}, {"storage": "jpeg"}, {"levels": [0, 99]}):
+    for changes in (
+        {"size": 20}, {"max_pixels": 5000}, {"storage": "jpeg"}, {"levels": [0, 99]},
+        {"near_copies": None},
+    ):  # fmt: skip
         made.clear()
         kill(place, tmp_path / "out", tmp_path / "state", 3)
         pack(place, tmp_path / "out", tmp_path / "state", **changes)
@@ -209,6 +212,41 @@ def test_files_that_vanish_between_listing_and_reading_are_rejected(tmp_path, mo
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["rejected"] == [{"key": "train-unlabelled/apple/003.png", "reason": shards.GONE}]
     assert len(read_pack(tmp_path / "out" / f"{POOL}.h5")) == 35
+
+
+def test_a_shard_of_other_settings_is_not_taken_for_pictures_that_vanished(
+    tmp_path, monkeypatch, small_shards
+):
+    place, state = write_folder(tree(12, 3, 3), tmp_path / "drawn"), tmp_path / "state"
+    pack(place, tmp_path / "1", state, Part(1, 2), size=20)
+    pack(place, tmp_path / "2", state, Part(2, 2), size=20)
+    decode = shards.Shards.decode
+
+    def late(self, source, threads, part):
+        assert self.path(0).exists()
+        for key in self.listing.keys(self.chosen[: self.height]):
+            (place / key).unlink()
+        decode(self, source, threads, part)
+
+    monkeypatch.setattr(shards.Shards, "decode", late)
+    pack(place, tmp_path / "out", state, max_bad_fraction=0.9)
+    report = step.read_json(tmp_path / "out" / "report.json")
+    assert report["rejected_total"] == 20
+    assert {one["reason"] for one in report["rejected"]} == {shards.GONE}
+
+
+def test_the_progress_of_a_part_and_of_a_run_that_goes_on_counts_their_own_pictures(
+    place, tmp_path, small_shards, monkeypatch
+):
+    seen, progress = [], step.Progress
+    monkeypatch.setattr(
+        step, "Progress", lambda *given: seen.append(made := progress(*given)) or made
+    )
+    pack(place, tmp_path / "2", tmp_path / "state", Part(2, 2))
+    (first,) = seen
+    assert first.first == 0 and first.done == first.total < 20 * -(-first.total // 20)
+    pack(place, tmp_path / "out", tmp_path / "state")
+    assert seen[1].first == first.total and seen[1].done == seen[1].total
 
 
 def test_pictures_that_cannot_be_read_for_the_moment_are_read_again(tmp_path, monkeypatch):

@@ -328,7 +328,8 @@ def test_counting_gives_the_pool_and_whether_there_are_labels(tmp_path):
     "limits, number",
     [
         ({}, 6), ({"unlabelled": 8}, 8), ({"unlabelled": 12}, 6), ({"labelled": 10}, 2),
-        ({"labelled": 50}, 0), ({"unlabelled": 3, "labels": "folders"}, 3),
+        ({"labelled": 12}, 6), ({"labelled": 50}, 6), ({"labelled": 11}, 1),
+        ({"unlabelled": 3, "labels": "folders"}, 3),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["folder", "tars"])
@@ -343,9 +344,8 @@ def test_what_is_taken_of_train_counts_as_ingest_takes_it(tmp_path, kind, limits
         return
     given = dataset("pictures", place, **limits)
     assert counted(place, **limits) == (number, True)
-    if number:
-        listed_ = listing.create(pictures.entries(given), tmp_path, 0)
-        assert (ingest.choose(listed_, given) == 0).sum() == number
+    listed_ = listing.create(pictures.entries(given), tmp_path, 0)
+    assert (ingest.choose(listed_, given) == 0).sum() == number
 
 
 LINK = "mend or remove what is there"

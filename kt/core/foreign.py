@@ -16,8 +16,9 @@ from kt.core.backbone import Backbone
 from kt.core.ending import lack, line
 from kt.core.step import ConfigError, DataError, StepError
 
-# What wrappers put before the names of weights: DataParallel, MoCo, SimCLR, lightly and ourselves.
-PREFIXES = ("module.", "backbone.", "encoder.q.", "encoder.", "model.", "stages.")
+# What wrappers put before the names of weights: DataParallel, torch.compile, MoCo, SimCLR, lightly
+# and ourselves.
+PREFIXES = ("module.", ".orig.mod.", "backbone.", "encoder.q.", "encoder.", "model.", "stages.")
 NESTED = ("state_dict", "model", "model_state_dict")  # where a training's checkpoint keeps weights
 OURS = ("mean", "std")  # of the input, in a model of this project
 SHOWN = 8  # names in a message
@@ -99,8 +100,9 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: expected weights alone, as safetensors or torch.save(network.state_dict()) "
             f"writes them; other pickles are refused, they can run code{_why(error)}"
         ) from error
-    while isinstance(content, dict) and any(isinstance(content.get(k), dict) for k in NESTED):
-        content = next(content[k] for k in NESTED if isinstance(content.get(k), dict))
+    for _ in NESTED:  # not until there is none: one may hold itself
+        inner = [content.get(name) for name in NESTED] if isinstance(content, dict) else []
+        content = next((one for one in inner if isinstance(one, dict)), content)
     named = content.items() if isinstance(content, dict) else ()
     state = {name: value for name, value in named if isinstance(value, Tensor)}
     if not state:

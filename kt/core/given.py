@@ -56,7 +56,8 @@ def read(path: Path, keys: Path, pack: Path) -> tuple[np.ndarray | Rows, np.ndar
         )
     with table.read(pack, "images", {"keys": 1}) as file:
         wanted = table.load(file, "keys")
-    rows = images.rows_of(known, [key.decode() for key in wanted.tolist()], str(keys))
+    advice = f"every image of {pack} needs a row in {path}"
+    rows = images.rows_of(known, [key.decode() for key in wanted.tolist()], str(keys), advice)
     return features, wanted, rows
 
 
@@ -98,7 +99,7 @@ def _hdf5(path: Path) -> tuple[Rows, list[str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise DataError(
             f"expected the keys of the features at {path}, one a line, found no file"

@@ -248,8 +248,19 @@ def key_ids(keys: Sequence[str]) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def rows_of(keys: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:
+def rows_of(
+    keys: Sequence[str],
+    wanted: Sequence[str],
+    where: str,
+    advice: str = "the files were made from different data, run the workflow again",
+) -> np.ndarray:
     """Gives for each of the `wanted` keys its row in `keys`, (len(wanted),) int64.
+
+    Args:
+        keys: Of the rows, each once.
+        wanted: Those that are looked for.
+        where: They are looked for, for the message.
+        advice: What the message ends with where some are missing.
 
     Raises:
         DataError: A key is repeated or missing; both counts and an example are named.
@@ -263,7 +274,6 @@ def rows_of(keys: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarra
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of {len(wanted)} keys are missing, "
-            f"for example {missing[0]!r}; "
-            "the files were made from different data, run the workflow again"
+            f"for example {missing[0]!r}; {advice}"
         )
     return np.fromiter((position[key] for key in wanted), np.int64, len(wanted))

@@ -45,12 +45,13 @@ def from_train(pool: int, train: int, dataset: Dataset) -> int:
 def share(train: int, dataset: Dataset) -> int:
     """Says how many of train are the pool where there is no other.
 
-    Half where nothing is said, or where too few would keep their labels.
+    Half where nothing is said, where `labelled` would take all, or where too few would keep their
+    labels.
     """
     number = dataset.unlabelled
     if number is None:
         labelled = dataset.labelled
-        number = train // 2 if labelled is None else max(0, train - labelled)
+        number = train // 2 if labelled is None or labelled >= train else train - labelled
     if number > MOST_OF_TRAIN * train:  # `unlabelled` is a limit, the labels are needed, too
         number = train // 2
     return number

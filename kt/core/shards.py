@@ -72,9 +72,11 @@ class Shards:
         """Makes all shards of a part that are not there."""
         mine = range(*part.span(self.count, 1))  # a run: tar shards of others stay closed
         left = {number for number in mine if not self._is_whole(number)}
+        for number in left:  # nor taken for whole if none of its pictures is there any more
+            self.path(number).unlink(missing_ok=True)
         if len(left) < len(mine):
             log.info("going on: %d of %d shards are there", len(mine) - len(left), len(mine))
-        total, rows = (min(len(some) * self.height, len(self.chosen)) for some in (mine, left))
+        total, rows = (sum(map(self._length, some)) for some in (mine, left))
         progress = step.Progress("ingest", total, "img", total - rows)
         whole = [number not in left for number in range(self.count)]
         pending: list[tuple[int, Result]] = []
@@ -93,6 +95,10 @@ class Shards:
             if not whole[number] and not self.path(number).exists():
                 self._write(number, [])
         progress.close()
+
+    def _length(self, number: int) -> int:
+        """Gives the pictures of a shard: the last one may have fewer."""
+        return min(self.height, len(self.chosen) - number * self.height)
 
     def _results(self, source, threads: int, whole: list[bool]) -> Iterator[tuple[int, Result]]:
         """Reads the source once and decodes some pictures at a time; places rise."""
@@ -175,7 +181,7 @@ class Shards:
 
     def _write(self, number: int, results: list[tuple[int, Result]]) -> None:
         first = number * self.height
-        rows = [Result()] * (min(first + self.height, len(self.chosen)) - first)
+        rows = [Result()] * self._length(number)
         for place, result in results:
             rows[place - first] = result
         prints = np.zeros((len(rows), copies.PRINT**2), np.uint8)
