@@ -75,8 +75,8 @@ plan: $(READY) ## what a run will do and cost, before it; ARGS as for demo
 spent: $(READY) ## the last plan against what the run did cost
 	@python -m kt.plan --directory "$(DIR)" --spent
 
-# A worker on each core and one more, since the one with the file of Slurm mostly waits. Each takes
-# whole files, in the order of tests/conftest.py; with more than eight all would wait for that file.
+# A worker on each core and one more, since those with the files of Slurm mostly wait. Each takes
+# whole files, in the order of tests/conftest.py; with more than eight all would wait for those two.
 test: $(READY) ## run all tests
 	@echo "[test] running pytest; the report is opened in" \
 		"$${CHROMIUM:-$$(command -v chromium || echo 'no browser: chromium is missing')}"

@@ -6,6 +6,10 @@ Under `make test` several workers share the files among them (`--dist loadfile`)
 import os
 from pathlib import Path
 
+import pytest
+
+pytest.register_assert_rewrite("on_slurm")  # fixtures of several files
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Loops that a worker compiles would keep the others waiting.
@@ -14,8 +18,8 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 # The files that take longest, in this order: one that begins late keeps the others waiting.
 LONGEST = (
-    "test_slurm", "test_own_pictures", "test_parallel", "test_workflow", "test_command_line",
-    "test_transfer",
+    "test_slurm", "test_slurm_jobs", "test_own_pictures", "test_parallel", "test_workflow",
+    "test_command_line", "test_transfer",
 )  # fmt: skip
 
 

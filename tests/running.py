@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,13 +66,15 @@ def jobs(done: subprocess.CompletedProcess) -> list[str]:
 
 
 def install(*packages: str) -> None:
-    """Installs packages of Debian's, if it may."""
+    """Installs packages of Debian's, if it may; one worker at a time."""
     if os.geteuid() or not shutil.which("apt-get"):
         return
-    subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
-    command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages]
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(command, capture_output=True, env=quiet)
+    with open(Path(tempfile.gettempdir()) / "kt-apt.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        subprocess.run(["apt-get", "-qq", "update"], capture_output=True)
+        command = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages]
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(command, capture_output=True, env=quiet)
 
 
 def missing(reason: str) -> NoReturn:

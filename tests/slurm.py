@@ -28,7 +28,6 @@ import running
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
-NODES = ("n1", "n2")
 CORES = 4  # of each
 ACCOUNT = "project"  # that everybody has, as in the profile's example
 FREEZER = Path("/sys/fs/cgroup/freezer")  # of control groups, version 1
@@ -106,11 +105,13 @@ class Site:
     Attributes:
         folder: Of its files and logs.
         environment: For programs that talk to it.
+        nodes: Their names: no other cluster's on this host, where groups of processes have them.
         daemons: The controller, `slurmctld`, and the nodes, by name.
     """
 
     folder: Path
     environment: dict[str, str]
+    nodes: tuple[str, ...]
     daemons: dict[str, subprocess.Popen] = dataclasses.field(default_factory=dict)
 
     def start(self, name: str) -> None:
@@ -172,10 +173,11 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state").mkdir()
     host = socket.gethostname().split(".")[0]
-    ports = _free_ports(1 + len(NODES))
+    names = tuple(f"{folder.name}-{number}" for number in (1, 2))
+    ports = _free_ports(1 + len(names))
     nodes = "\n".join(
         NODE.format(name=name, host=host, port=port, cores=CORES)
-        for name, port in zip(NODES, ports[1:], strict=True)
+        for name, port in zip(names, ports[1:], strict=True)
     )
     text = CONFIG.format(
         host=host,
@@ -201,11 +203,11 @@ def cluster(folder: Path, kill_wait: int = 2) -> Iterator[Site]:
     (folder / "bin" / "sacctmgr").chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), _path()])
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
-    site = Site(folder, environment)
+    site = Site(folder, environment, names)
     try:
-        for name in ("slurmctld", *NODES):
+        for name in ("slurmctld", *names):
             site.start(name)
-        site.wait(lambda: _idle(site) == len(NODES))
+        site.wait(lambda: _idle(site) == len(names))
         yield site
     finally:
         left = _end(site)
@@ -246,7 +248,7 @@ def _end(site: Site) -> dict[int, str]:
     for process in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    for name in NODES:
+    for name in site.nodes:
         with contextlib.suppress(OSError):
             (FREEZER / f"slurm_{name}").rmdir()
     return left

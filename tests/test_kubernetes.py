@@ -11,8 +11,8 @@ from pathlib import Path
 import drawing
 import pytest
 import yaml
+from on_slurm import MODEL, slowly, stopped, went_on
 from running import ROOT, SNAKEMAKE, TINY, environment, output, run
-from test_slurm import MODEL, slowly, stopped, went_on
 
 PROFILE = ROOT / "profiles" / "kubernetes"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
