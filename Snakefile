@@ -9,7 +9,7 @@ The rules stand in the order in which the data flows; each calls the program of 
 
 from snakemake.utils import min_version
 
-min_version("9.11")
+min_version("9.17")
 
 
 include: "rules/common.smk"

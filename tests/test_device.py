@@ -19,11 +19,7 @@ import test_plugins
 import test_transfer
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensorDeviceMismatchError,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kt import config
@@ -292,7 +288,7 @@ def test_an_accelerator_has_its_next_work_before_the_cpu_waits_for_the_last(kind
 def test_what_is_left_on_the_cpu_or_looked_at_is_found(accelerator):
     accelerator()
     there, here = torch.ones(3, device=WHERE), torch.ones(3)
-    with pytest.raises(FakeTensorDeviceMismatchError):
+    with pytest.raises(RuntimeError, match="two (different )?devices"):
         there + here
     with pytest.raises(DataDependentOutputException):
         bool(there.sum() > 0)
