@@ -110,7 +110,7 @@ def _looks(settings: Config, key: str, layers: list[str]) -> Iterator[tuple[str,
     """Gives what a network will look at: in words, the size in pixels, and up to which layers."""
     section, _, name = key.partition(".")
     sizes = {role: settings.datasets[dataset].size for role, dataset in settings.use}
-    whole = {role: f"images of {dataset}" for role, dataset in settings.use}
+    whole = {role: f"images of the set {dataset!r}" for role, dataset in settings.use}
     if section == "targets":
         yield whole["target"], sizes["target"], layers
         yield whole["evaluate"], sizes["evaluate"], layers
@@ -120,7 +120,7 @@ def _looks(settings: Config, key: str, layers: list[str]) -> Iterator[tuple[str,
         from kt import compute
 
         size = compute.task_of(teacher.task, sizes["pretext"]).view_size
-        yield f"the views of {teacher.task.name} of {whole['pretext']}", size, layers
+        yield f"{teacher.task.name}'s views of {whole['pretext']}", size, layers
     if teacher.layers and not teacher.features:
         described = layers if config.AUTO in teacher.layers else teacher.layers
         for role in ("cluster", "target"):

@@ -84,15 +84,15 @@ def test_what_is_right_passes_and_what_the_configuration_tells_is_not_built():
         (
             {"targets": {"small": {"backbone": ALEXNET}}, "teachers": OF_ITS_OWN},
             r"targets\.small\.backbone: images or tiles of 28 px do not fit this backbone: .*; "
-            r"these are images of fashion_mnist: choose another network or another size",
+            r"these are images of the set 'fashion_mnist': choose another network or another size",
         ),
         (
             {"teachers": {"deep": {"backbone": ALEXNET, "layers": ["conv1"]}}},
-            r"teachers\.deep\.backbone: .* 7 px do not fit .* the views of jigsawpp of images of",
+            r"teachers\.deep\.backbone: .* 7 px do not fit .*; these are jigsawpp's views of",
         ),
         (
             {"teachers": {"untrained": {"backbone": ALEXNET, "layers": ["conv5"]}}},
-            r"teachers\.untrained\.backbone: .* 28 px do not fit .*; these are images of fash",
+            r"teachers\.untrained\.backbone: .* 28 px do not fit .*; these are images of the",
         ),
     ],
     ids=["layer", "target", "teacher", "function", "round", "voc", "size", "tile", "features"],
