@@ -75,7 +75,7 @@ plan: $(READY) ## what a run will do and cost, before it; ARGS as for demo
 spent: $(READY) ## the last plan against what the run did cost
 	@python -m kt.plan --directory "$(DIR)" --spent
 
-# A worker on each core and one more, since those with the files of Slurm mostly wait. Each takes
+# A worker on each core and one more, since those with the files of Slurm often wait. Each takes
 # whole files, in the order of tests/conftest.py; with more than eight all would wait for those two.
 test: $(READY) ## run all tests
 	@echo "[test] running pytest; the report is opened in" \
