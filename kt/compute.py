@@ -23,6 +23,7 @@ from kt.core.step import ConfigError
 OPERATIONS = 6  # of a training step for each multiply-add of a forward pass
 TRAINVAL, SEGMENTED = 5011, 1464  # pictures of VOC2007's trainval, of VOC2012's train with masks
 REGIONS = 512  # of a picture that torchvision's detector learns from
+_COUNTED: dict[tuple, float] = {}  # by network, task, size: drawing a large network's weights lasts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +234,12 @@ def multiply_adds(backbone: config.Plugin, task: config.Plugin, size: int) -> fl
     """Gives the multiply-adds of a forward pass of one image with all its views."""
     from kt.core import model, network
 
-    made = task_of(task, size)
-    return network.multiply_adds(network.Network(model.fresh(backbone, 0), made), made)
+    asked = (str(backbone), str(task), size)
+    if asked not in _COUNTED:
+        made = task_of(task, size)
+        whole = network.Network(model.fresh(backbone, 0), made)
+        _COUNTED[asked] = network.multiply_adds(whole, made)
+    return _COUNTED[asked]
 
 
 def task_of(plugin: config.Plugin, size: int):

@@ -224,11 +224,14 @@ def test_what_cannot_be_chosen_is_refused_before_anything_runs(overlay, message)
 def test_the_workflow_chooses_and_the_report_says_what(tmp_path):
     pictures = drawing.write_folder(drawing.tree(120, 20, 10), tmp_path / "pictures")
     overlay = {
-        "clusters": [4, "auto"],
-        "teachers": {"deep": {"layers": ["auto"], "mirror": True}, "untrained": None},
+        "clusters": ["auto"],
+        "teachers": {"deep": {"layers": ["auto"], "mirror": True}}
+        | dict.fromkeys(("own", "longer", "untrained", "random")),
+        "targets": {"small": {"supervised": False}},
         "transfers": {
             "several": {"kind": {"name": "multi_teacher", "factors": [1, 2]}, "of": ["deep", "hog"]}
         },
+        "evaluations": {"finetune": None},
     }
     files = [running.ROOT / "tests/tiny.yaml", running.overlay(tmp_path / "auto.yaml", overlay)]
     done = running.workflow(tmp_path / "run", pictures, files=files)

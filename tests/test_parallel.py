@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from kt.core.step import ConfigError
 HERE = Path(__file__).parent
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 TWO = (*LAUNCH, "2")
+LAUNCHERS = {1: (), 2: TWO}
+KINDS = ("pretext", "labels", "regression")
 
 
 def start(folder, kinds, *faults, launcher=()):
@@ -34,10 +37,28 @@ def start(folder, kinds, *faults, launcher=()):
     )  # fmt: skip
 
 
-def finished(folder, launcher=()):
-    done = start(folder, "pretext", launcher=launcher)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What one process makes of each kind, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder, ",".join(KINDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Trainings that one and two processes left at step 5: the signal reaches one of them alone."""
+    folders = {}
+    for number, launcher in LAUNCHERS.items():
+        folders[number] = tmp_path_factory.mktemp("stopped")
+        done = start(folders[number], "pretext", "stop", launcher=launcher)
+        assert done.returncode != 0 and "stopped at step 5" in done.stderr, done.stderr
+    return folders
+
+
+def finish(folder, kinds="pretext", *faults, launcher=()):
+    done = start(folder, kinds, *faults, launcher=launcher)
     assert done.returncode == 0, done.stderr
-    return outcome(folder / "pretext")
 
 
 def outcome(folder):
@@ -59,18 +80,11 @@ def assert_alike(found, expected):
 
 
 @pytest.mark.slow
-def test_two_and_four_processes_make_the_same_steps_as_one(tmp_path):
-    kinds = ("pretext", "labels", "regression")
-    for number in (1, 2, 4):
-        launcher = (*LAUNCH, number) if number > 1 else ()
-        done = start(tmp_path / str(number), ",".join(kinds), launcher=launcher)
-        assert done.returncode == 0, done.stderr
-    for kind in kinds:
-        one = tmp_path / "1" / kind
-        for number in (2, 4):
-            several = tmp_path / str(number) / kind
-            assert rows(several, *range(number)) == rows(one, 0)
-            assert_alike(outcome(several), outcome(one))
+def test_four_processes_make_the_same_steps_as_one(whole, tmp_path):
+    finish(tmp_path, ",".join(KINDS), launcher=(*LAUNCH, 4))
+    for kind in KINDS:
+        assert rows(tmp_path / kind, *range(4)) == rows(whole / kind, 0)
+        assert_alike(outcome(tmp_path / kind), outcome(whole / kind))
 
 
 @pytest.mark.slow
@@ -91,38 +105,31 @@ def test_a_whole_step_by_two_processes_makes_what_one_makes(tmp_path_factory, na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on_where_one_was_stopped(tmp_path, first, then):
-    launchers = {1: (), 2: TWO}
-    expected = finished(tmp_path / "whole")
-    parts = tmp_path / "parts"
-    done = start(
-        parts, "pretext", "stop", launcher=launchers[first]
-    )  # the signal reaches one of them alone
-    assert done.returncode != 0 and "stopped at step 5" in done.stderr, done.stderr
-    before = rows(parts / "pretext", *range(first))
-    assert_alike(finished(parts, launchers[then]), expected)
-    after = rows(parts / "pretext", *range(then))
-    assert len(before) == 5 and before + after == rows(tmp_path / "whole" / "pretext", 0)
+def test_another_number_of_processes_goes_on_where_one_was_stopped(
+    whole, stopped, tmp_path, first, then
+):
+    place = shutil.copytree(stopped[first], tmp_path / "run") / "pretext"
+    before = rows(place, *range(first))
+    finish(tmp_path / "run", launcher=LAUNCHERS[then])
+    assert_alike(outcome(place), outcome(whole / "pretext"))
+    after = rows(place, *range(then))
+    assert len(before) == 5 and before + after == rows(whole / "pretext", 0)
+
+
+@pytest.mark.slow
+def test_processes_that_find_several_states_stop_and_touch_none(stopped, tmp_path):
+    place = shutil.copytree(stopped[2], tmp_path / "run") / "pretext/state"
+    states = {path.name: path.read_bytes() for path in place.glob("*.state")}
+    done = start(tmp_path / "run", "pretext", "blind", launcher=TWO)
+    assert done.returncode and "find the same state, found several" in done.stderr
+    assert states and states == {path.name: path.read_bytes() for path in place.glob("*.state")}
 
 
 @pytest.mark.slow
 def test_processes_of_several_precisions_or_with_idle_weights_find_what_one_finds(tmp_path):
-    for name, launcher, faults in (("one", (), ["idle"]), ("two", TWO, ["idle", "unlike"])):
-        done = start(tmp_path / name, "pretext", *faults, launcher=launcher)
-        assert done.returncode == 0, done.stderr
+    finish(tmp_path / "one", "pretext", "idle")
+    finish(tmp_path / "two", "pretext", "idle", "unlike", launcher=TWO)
     assert_alike(*(outcome(tmp_path / name / "pretext") for name in ("two", "one")))
-
-
-@pytest.mark.slow
-def test_processes_that_find_several_states_stop_and_touch_none(tmp_path):
-    start(tmp_path, "pretext", "stop", launcher=TWO)
-    place = tmp_path / "pretext/state"
-    states = {path.name: path.read_bytes() for path in place.glob("*.state")}
-    done = start(tmp_path, "pretext", "blind", launcher=TWO)
-    assert done.returncode and "find the same state, found several" in done.stderr
-    assert states and states == {path.name: path.read_bytes() for path in place.glob("*.state")}
-    start(tmp_path / "calm", "pretext")
-    assert_alike(finished(tmp_path, TWO), outcome(tmp_path / "calm/pretext"))
 
 
 def test_steps_on_several_nodes_of_one_job_do_not_meet_each_other(monkeypatch):

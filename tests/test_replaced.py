@@ -113,8 +113,9 @@ def test_a_whole_run_with_networks_whose_layers_nobody_told(backbone, tmp_path):
         backbone = backbone | {"path": str(tmp_path / "mine.py")}
     images = write_folder(tree(130, 10, 10, 28, pattern), tmp_path / "pictures")
     given = {
-        "targets": {"small": {"backbone": backbone}},
-        "teachers": {"own": {"layers": ["auto"]}, "deep": {"layers": []}, "hog": None},
+        "targets": {"small": {"backbone": backbone, "supervised": False}},
+        "teachers": {"own": {"layers": ["auto"]}, "deep": {"layers": []}}
+        | dict.fromkeys(("longer", "untrained", "random", "hog")),
         "evaluations": {"finetune": None, "linear": None, "clusters": None},
         "verdict": ["knn"],
     }

@@ -44,10 +44,10 @@ def test_the_whole_chain_runs_in_shards_gives_the_same_and_then_has_nothing_to_d
     # Images for two blocks, or one of two shards would be empty.
     tree = drawing.tree(200, 20, 20, draw=drawing.pattern)
     pictures = drawing.write_folder(tree, tmp_path / "pictures")
-    # A teacher, the target on its own task and the controls with labels and random weights: every
-    # rule has jobs, and more arms would add seconds of Slurm alone.
-    fewer = {"datasets": {"images": {"unlabelled": 600}}}
-    fewer["teachers"] = dict.fromkeys(["longer", "untrained", "hog"])
+    # A teacher and a target: every rule has jobs, and more arms would add seconds of Slurm alone.
+    fewer = {"datasets": {"images": {"unlabelled": 600}}, "evaluations": {"finetune": None}}
+    fewer["teachers"] = dict.fromkeys(["own", "longer", "untrained", "random", "hog"])
+    fewer["targets"] = {"small": {"supervised": False}}
     files = [overlay(tmp_path / "more.yaml", fewer)]
     given = {"files": files, "config": ["shards=2"], "options": [*QUICK, "features_part=1"]}
     folder = tmp_path / "run"

@@ -542,6 +542,7 @@ def test_the_workflow_makes_every_kind_and_shows_them_as_candidates_of_transfer(
     for name in ("similar", "multi_similar"):
         kinds[name]["kind"]["anchors"] = 30
     only = {"teachers": dict.fromkeys(("own", "longer", "untrained", "random")), "transfers": kinds}
+    only["targets"] = {"small": {"supervised": False}}
     only["evaluations"] = dict.fromkeys(("finetune", "clusters"))
     files = [running.overlay(tmp_path / "kinds.yaml", only)]
     done = running.workflow(tmp_path, tmp_path / "pictures", files=files)
