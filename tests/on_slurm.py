@@ -162,7 +162,7 @@ def same(folder: Path, expected) -> bool:
 def running(site, ready, pictures, tmp_path):
     """A training under way: its folder, driver, job, and how to start the driver again."""
     folder = copied(ready[0], tmp_path / "run")
-    files = [slowly(folder, 30, 0.25)]  # 30 x 3 steps: 22 s
+    files = [slowly(folder, 30, 0.15)]  # 30 x 3 steps: 14 s
 
     def start():
         return begin(site, folder, pictures, MODEL, files=files)

@@ -15,7 +15,9 @@ import pytest
 import yaml
 from running import ROOT, SNAKEMAKE, TINY, jobs, output, overlay, run, workflow
 
+from kt import config
 from kt.core import lock, step
+from kt.core.step import ConfigError
 from kt.plan import KEPT
 
 pytestmark = pytest.mark.timeout(600)
@@ -286,9 +288,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(place, given,
     ],
 )
 def test_a_wrong_overlay_is_refused_before_the_first_job(place, tmp_path, values, words):
-    path = tmp_path / "x.yaml"
-    path.write_text(values)
-    refused(plan(place, files=[path]), CONFIGURATION, *words)
+    given = {"images": str(place / "pictures")}
+    with pytest.raises(ConfigError) as refusal:
+        config.resolve(ROOT, config.read(TINY), yaml.safe_load(values), given)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+    if "epochs" in values:  # all take the same way through Snakemake
+        path = tmp_path / "x.yaml"
+        path.write_text(values)
+        refused(plan(place, files=[path]), CONFIGURATION, *words)
 
 
 @pytest.mark.parametrize("text", ["{a: [", "\t- x: y\n z", "just words"])

@@ -192,7 +192,7 @@ def test_a_run_in_shards_gives_the_same_and_another_number_makes_nothing_again(t
         )  # fmt: skip
         jobs = running.jobs(done)
         assert sum("part" in job for job in jobs) == (3 * shards if shards > 1 else 0)
-        for other in (1, 2, 5):
+        for other in (1, 2) if shards > 1 else (5,):
             again = running.workflow(folder, place, "-n", last, *more, config=[f"shards={other}"])
             assert running.jobs(again) == []
     assert found[0] == found[1] and len(found[0]) > 6

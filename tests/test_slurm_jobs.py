@@ -110,7 +110,7 @@ def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
 def test_a_job_that_is_pre_empted_is_sent_again_and_goes_on(site, ready, pictures, tmp_path):
     folder = copied(ready[0], tmp_path / "run")
     options = [*QUICK, "--set-resources", "pretext_train:slurm_partition='spare'"]
-    files = [slowly(folder, 30, 0.25)]
+    files = [slowly(folder, 30, 0.15)]
     driver = begin(site, folder, pictures, MODEL, files=files, options=options)
     job = under_way(driver, folder)
     busy = site.call("squeue", "-h", f"--nodelist={job['node']}", "-t", "running", "-o", "%C")
@@ -141,7 +141,7 @@ def test_a_job_out_of_memory_is_sent_again_with_more(site, ready, pictures, tmp_
 
 def test_by_three_commands_too_a_cancelled_job_goes_on(site, ready, pictures, tmp_path):
     folder = copied(ready[0], tmp_path / "run")
-    files = [slowly(folder, 30, 0.25)]
+    files = [slowly(folder, 30, 0.15)]
     options = ["--set-threads", "pretext_train=1"]
     before = {job["id"] for job in site.jobs()}
     driver = begin(
