@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 
@@ -178,13 +179,18 @@ class ClassTable:
         try:
             with open(self.path, encoding="utf-8-sig", newline="") as file:
                 head = file.readline()
+                told = re.match('"?sep=(.)', head)  # a line that Excel reads and does not show
+                if told:
+                    head = file.readline()
                 file.seek(0)
-                mark = max(",;\t", key=head.count)
+                if told:
+                    file.readline()
+                mark = told[1] if told else max(",;\t", key=head.count)
                 lines = csv.reader(file, delimiter=mark, strict=True, skipinitialspace=True)
                 columns = _columns(head_line := next(lines, []), self.path)
                 for line in lines:
                     if any(map(str.strip, line)):
-                        where = f"{self.path}, line {lines.line_num}"
+                        where = f"{self.path}, line {lines.line_num + bool(told)}"
                         self._take(line, len(head_line), columns, where)
         except OSError as error:
             raise ConfigError(
