@@ -75,12 +75,12 @@ plan: $(READY) ## what a run will do and cost, before it; ARGS as for demo
 spent: $(READY) ## the last plan against what the run did cost
 	@python -m kt.plan --directory "$(DIR)" --spent
 
-# A worker on each core and one more, since those with the files of Slurm often wait. Each takes
+# A worker on each core and two more, since those with the files of Slurm often wait. Each takes
 # whole files, in the order of tests/conftest.py; with more than eight all would wait for those two.
 test: $(READY) ## run all tests
 	@echo "[test] running pytest; the report is opened in" \
 		"$${CHROMIUM:-$$(command -v chromium || echo 'no browser: chromium is missing')}"
-	@pytest -q -n $$(($(CORES) + 1)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@pytest -q -n $$(($(CORES) + 2)) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 drill: $(READY) ## kill the workflow at random moments for MINUTES, compare; SEED=
 	@echo "[drill] killing and comparing for $(MINUTES) minutes and what the last runs take"

@@ -16,7 +16,6 @@ from kt.core.transfer import Taught
 from kt.pretext_train import build_task
 from kt.transfers import regression
 
-STEPS = 12
 STEP = training._Run._step
 
 
@@ -35,7 +34,7 @@ def main(place: Path, kind: str, *faults: str) -> None:
     else:
         pixels, labels = crafted.discs(136, 16)
         task = crafted.labelling(16, labels, crop=0.6, flip=0.5, hidden=6)
-    wanted = job(task, pixels, held_out=8, epochs=3, optimiser="sgd", lr=0.02)
+    wanted = job(task, pixels, held_out=8, epochs=2, optimiser="sgd", lr=0.02)
     wanted = dataclasses.replace(wanted, state=place / "state", fingerprint={"lr": 1})
     if "idle" in faults:
         wanted.network.left_over = torch.nn.Linear(3, 2)
