@@ -111,7 +111,8 @@ def merge(base, overlay):
     """
     if not (isinstance(base, dict) and isinstance(overlay, dict)):
         return overlay
-    if "name" in overlay and overlay["name"] != base.get("name"):
+    named = isinstance(overlay.get("name"), str)  # a plug-in, not an entry that is called so
+    if named and overlay["name"] != base.get("name"):
         return overlay
     merged = dict(base)
     for key, value in overlay.items():
@@ -144,7 +145,7 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
         ConfigError: Anything in it is wrong.
     """
     values = read(Path(root) / "config.yaml")
-    if any(overlay.get("images") for overlay in overlays):
+    if [overlay["images"] for overlay in overlays if "images" in overlay][-1:] not in ([], [None]):
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     _follow(values, overlays)
     before = values
@@ -245,6 +246,17 @@ def _expand_likes(entries: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------- for the steps
+
+
+def json_object(text: str) -> dict:
+    """Reads a JSON object; a type for `argparse`."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON object: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, found {text[:40]!r}")
+    return found
 
 
 def json_of(model: type[Settings]):

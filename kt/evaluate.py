@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 from kt import config, workflow
@@ -25,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--model", type=Path, nargs="+", required=True, help="folders, one a seed")
     parser.add_argument("--seeds", type=int, nargs="+", required=True, help="seed of each model")
-    parser.add_argument("--describe", type=json.loads, default={}, help="fields for each record")
     parser.add_argument(
-        "--evaluations", type=json.loads, required=True, help="options of each, by name"
+        "--describe", type=config.json_object, default={}, help="fields for each record"
+    )
+    parser.add_argument(
+        "--evaluations", type=config.json_object, required=True, help="options of each, by name"
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the packed data set")
     parser.add_argument("--state", type=Path, help="folder for what an interrupted run has done")
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if len(arguments.model) != len(arguments.seeds):
         raise step.ConfigError("--model and --seeds: expected as many seeds as models")
+    digests = [table.digest(model.weights_of(path)) for path in arguments.model]
     data, found = read_data(arguments.data), []
-    digests = [table.digest(path / "model.safetensors") for path in arguments.model]
     packs = [table.digest(path) for path in sorted(arguments.data.glob("*.h5"))]
     state = resume.place(arguments.state, [*digests, *packs])
     for folder, digest, seed in zip(arguments.model, digests, arguments.seeds, strict=True):

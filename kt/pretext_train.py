@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget", type=json.loads, default=[], help="trainings whose summed cost sets the epochs"
     )
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
-    parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
+    parser.add_argument(
+        "--describe", type=config.json_object, default={}, help="fields of model.json"
+    )
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--processes", type=int, default=1, help="that share it, on each node")
     parser.add_argument("--nodes", type=int, default=1, help="that share it, of a Slurm job")

@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budget-of", type=Path, help="make as many steps as on this pack")
     parser.add_argument("--seed", type=int, required=True, help="of weights and draws")
-    parser.add_argument("--describe", type=json.loads, default={}, help="fields of model.json")
+    parser.add_argument(
+        "--describe", type=config.json_object, default={}, help="fields of model.json"
+    )
     parser.add_argument("--state", type=Path, help="folder of resume states")
     parser.add_argument("--processes", type=int, default=1, help="that share it, on each node")
     parser.add_argument("--nodes", type=int, default=1, help="that share it, of a Slurm job")

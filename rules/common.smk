@@ -72,6 +72,7 @@ def read_config():
         if not settings.images or judged_on.path != settings.images:  # each is listed once
             labelled = has_labels(judged_on)
         plan.check_judged(settings, labelled)
+        lessons.describers(settings)  # which may refuse some
         return settings, labelled
     except StepError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -378,7 +379,7 @@ def drop_finished_states():
 def drop_orphaned_parts():
     """Takes away parts that were made in another number than the stage was put together from."""
     for path in Path("results/parts").rglob("*-of-*"):
-        if path.stem.rpartition("-of-")[2] != str(SETTINGS.shards):
+        if path.is_file() and path.stem.rpartition("-of-")[2] != str(SETTINGS.shards):
             path.unlink(missing_ok=True)
 
 

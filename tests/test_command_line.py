@@ -74,6 +74,24 @@ def test_a_step_whose_input_is_missing_ends_with_3_and_names_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "model, evaluations, code, said",
+    [
+        ("nothing", "{}", DATA, "expected weights at nothing/model.safetensors, found no file"),
+        ("a/model.json", "{}", DATA, "expected weights at a/model.safetensors, found no file"),
+        ("nothing", '["knn"]', CONFIGURATION, "--evaluations: expected a JSON object, found"),
+        ("nothing", "{", CONFIGURATION, "--evaluations: expected a JSON object: "),
+    ],
+)
+def test_what_an_evaluation_by_hand_lacks_is_told(tmp_path, model, evaluations, code, said):
+    done = run(
+        *(sys.executable, "-m", "kt.evaluate", "--model", model, "--seeds", 0, "--data", tmp_path),
+        *("--evaluations", evaluations, "--output", tmp_path / "found.json"),
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr, output(done)
+    assert said in done.stderr
+
+
 # ---------------------------------------------------------------------------- what --config changes
 
 
@@ -277,6 +295,14 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_allowed(place, given,
     [
         ("targets: {small: {training: {lrr: 1}}}", ["small.training.lrr", "did you mean 'lr'"]),
         ("targets: {small: {training: {epochs: x}}}", ["targets.small.training.epochs", "'x'"]),
+        (
+            "targets: {small: {task: {hidden: 8}, training: {batch: 1}}}",
+            ["targets.small.training.batch: expected 2 or more"],
+        ),
+        (
+            "evaluations: {finetune: {task: {hidden: 8}, training: {batch: 1}}}",
+            ["evaluations.finetune.training.batch: expected 2 or more"],
+        ),
         ("targets: {small: {backbone: {strides: [2]}}}", ["targets.small.backbone", "2 widths"]),
         ("targets: {small: {backbone: {name: plian}}}", ["did you mean 'plain'"]),
         ("teachers: {deep: {layers: [block9]}}", ["teachers.deep.layers", "block9", "block2"]),

@@ -163,6 +163,11 @@ def test_a_wrong_value_is_refused_with_its_key_what_was_found_and_what_is_allowe
     assert all(part in found for part in parts), found
 
 
+def test_an_unknown_key_is_named_whatever_its_name():
+    assert "Plugin: unknown key" in refusal(Plugin=None)
+    assert "teachers.deep.Settings: unknown key" in refusal(teachers={"deep": {"Settings": 1}})
+
+
 def test_every_fault_is_named_at_once():
     found = refusal(seeds=0, effort=-1, clustering={"pca": "x"})
     assert all(key in found for key in ("seeds:", "effort:", "clustering.pca:"))
@@ -262,6 +267,26 @@ def test_numbers_that_arrive_as_strings_are_coerced():
     assert task.grey == 0.25
 
 
+def test_numbers_as_text_make_the_same_configuration_as_in_a_file():
+    """Wherever they stand, or a run would make everything anew, and a plan could not count."""
+    numbers = {
+        "teachers": {"deep": {"task": {"grey": 0.25}, "backbone": {"blocks": 2}}},
+        "targets": {"small": {"backbone": {"widths": [8, 16], "strides": [2, 2]}}},
+        "transfers": {"soft": {"kind": {"name": "soft", "temperature": 0.5}, "of": ["deep"]}},
+        "evaluations": {
+            "clusters": {"view_images": 500, "task": {"crop": 0.5}},
+            "finetune": {"fractions": [0.1], "training": {"batch": 30}},
+        },
+    }
+
+    def text(value):
+        if isinstance(value, dict):
+            return {key: text(one) for key, one in value.items()}
+        return [text(one) for one in value] if isinstance(value, list) else str(value)
+
+    assert config.dumps(resolve(**text(numbers))) == config.dumps(resolve(**numbers))
+
+
 # ---------------------------------------------------------------------------- merging
 
 
@@ -279,6 +304,18 @@ def test_another_plug_in_replaces_the_options_of_the_one_before():
     same = {"backbone": {"name": "plain", "widths": [2]}}
     assert config.merge(base, same)["backbone"] == base["backbone"] | {"widths": [2]}
     assert config.merge(base, {"backbone": {"widths": [3]}})["backbone"]["strides"] == [1]
+
+
+def test_an_entry_that_is_called_name_stands_beside_the_others():
+    base = {"teachers": {"a": {"x": 1}}}
+    both = {"a": {"x": 1}, "name": {"like": "a"}}
+    assert config.merge(base, {"teachers": {"name": {"like": "a"}}})["teachers"] == both
+
+
+def test_null_as_last_word_on_images_leaves_the_default_run():
+    found = config.resolve(ROOT, {"images": "photos"}, {"images": None})
+    assert config.dumps(found) == config.dumps(resolve())
+    assert config.resolve(ROOT, {"images": None}, {"images": "photos"}).use.target == "images"
 
 
 def test_null_removes_an_entry_but_not_a_plain_value_or_a_task():

@@ -423,6 +423,10 @@ def test_views_agree_in_nothing_where_the_last_layer_is_dead(backbone, data, con
     torch.nn.init.zeros_(norm.weight)
     torch.nn.init.constant_(norm.bias, constant)
     assert clusters.view_agreement(backbone, data.pool, clusters.Options(**CLUSTERS), 0) == 0
+    alike = judge.Split(data.test.pack, torch.zeros_like(data.test.labels))
+    one_class = dataclasses.replace(data, test=alike)
+    found = clusters.label_agreement(backbone, one_class, clusters.Options(**CLUSTERS), 0)
+    assert found["nmi"] == 0
 
 
 @pytest.mark.parametrize("alike, expected", [(True, 1.0), (False, 0.0)])

@@ -182,6 +182,7 @@ def test_a_run_in_shards_gives_the_same_and_another_number_makes_nothing_again(t
     found = []
     for name, shards in (("one", 1), ("three", 3)):
         folder = tmp_path / name
+        (folder / "results/parts/features/best-of-breed").mkdir(parents=True)  # another teacher's
         more = ["--set-threads", "pretext_train=1", "features=1", "features_part=1"]
         done = running.workflow(folder, place, last, *more, config=[f"shards={shards}"])
         assert done.returncode == 0, running.output(done)

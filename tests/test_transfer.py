@@ -492,6 +492,13 @@ def test_a_first_round_that_is_another_lesson_is_trained_once():
         assert first_of(several=other).origin == "again~1/hog/hog/k100"
 
 
+def test_a_target_that_two_transfers_have_teach_does_so_in_one_way():
+    one, other = ({"kind": ROUNDS | {"map": size}, "of": ["hog"]} for size in (1, 2))
+    assert len(lessons.describers(settings(one=one, two=one))) == 7
+    with pytest.raises(ConfigError, match=r"transfers.two.kind.map: expected 1, .* found 2"):
+        lessons.describers(settings(one=one, two=other))
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [

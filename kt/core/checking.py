@@ -67,9 +67,13 @@ def check(model: type[Settings], values, key: str = ""):
         ) from None
 
 
+OURS = re.compile(r"(Plugin|Settings)$|constrained-|function-")  # of a place, no keys of the user's
+
+
 def _explain(model, fault, key: str) -> str:
-    place = [str(part) for part in fault["loc"] if str(part) not in ("Plugin", "Settings")]
-    place = [part for part in place if not part.startswith(("constrained-", "function-"))]
+    place = list(map(str, fault["loc"]))
+    unknown = place[-1:] if fault["type"] == "extra_forbidden" else []  # whatever its name
+    place = [part for part in place[: len(place) - len(unknown)] if not OURS.match(part)] + unknown
     dotted = ".".join(([key] if key else []) + place)
     if fault["type"] == "extra_forbidden":
         return f"{dotted}: unknown key{nearest(place[-1], _keys(model, place[:-1]))}"

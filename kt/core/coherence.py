@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from kt.core.checking import layers, nearest, options, pinned, plugin, plugins
 from kt.core.ending import ConfigError
-from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Settings, Teacher, Transfer
+from kt.core.schema import AUTO, PRETRAINED, Config, Plugin, Teacher, Transfer
 
 
 def check_names(config: Config) -> None:
@@ -97,20 +97,27 @@ def check_plugins(config: Config) -> None:
             )
     size = {role: config.datasets[name].size for role, name in config.use}
     for name, other in list(config.targets.items()):  # first: teachers may name a target's backbone
-        _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
-        config.targets[name] = other.model_copy(update={"backbone": pinned(other.backbone)})
-        _check_task(other.task, size["target"], f"targets.{name}.task", True)
+        backbone = _check_plugin("backbones", other.backbone, f"targets.{name}.backbone")
+        task = _check_task(other.task, size["target"], f"targets.{name}.task", True)
+        changes = {"backbone": pinned(backbone), "task": task}
+        config.targets[name] = other.model_copy(update=changes)
+        _check_batch(other, f"targets.{name}")
     for name, transfer in config.transfers.items():
         _check_transfer(config, name, transfer)
     for name, teacher in list(config.teachers.items()):
         _check_teacher(config, name, teacher)
         if teacher.task:
-            _check_task(teacher.task, size["pretext"], f"teachers.{name}.task", False)
+            task = _check_task(teacher.task, size["pretext"], f"teachers.{name}.task", False)
+            config.teachers[name] = config.teachers[name].model_copy(update={"task": task})
     _check_task(config.choice.task, size["cluster"], "choice.task", True)
     for name, values in config.evaluations.items():
         checked = options("evaluations", name, values, f"evaluations.{name}")
+        config.evaluations[name] = _as_read(values, checked.model_dump(mode="json"))
         if hasattr(checked, "task"):
-            _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task", True)
+            task = _check_task(checked.task, size["evaluate"], f"evaluations.{name}.task", True)
+            if "task" in values:
+                config.evaluations[name]["task"] = _as_read(values["task"], task.model_dump())
+            _check_batch(checked, f"evaluations.{name}")
     check_layers(config, layers)
     _check_verdict(config)
 
@@ -170,7 +177,8 @@ def _check_verdict(config: Config) -> None:
 
 def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
     key = f"transfers.{name}.kind"
-    checked = _check_plugin("transfers", transfer.kind, key)
+    kind = _check_plugin("transfers", transfer.kind, key)
+    config.transfers[name] = transfer.model_copy(update={"kind": kind})
     if name == "hard" != transfer.kind.name:
         raise ConfigError(
             f"{key}: the name `hard` is for the kind hard, whose paths have no name, found "
@@ -179,7 +187,7 @@ def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
     module = plugin("transfers", transfer.kind.name)
     if hasattr(module, "check"):
         try:
-            module.check(checked, config)
+            module.check(options("transfers", kind.name, kind.options()), config)
         except ConfigError as error:
             raise ConfigError(f"{key}.{error}") from None
 
@@ -189,7 +197,7 @@ def _check_teacher(config: Config, name: str, teacher: Teacher) -> None:
     value = teacher.backbone
     if isinstance(value, str):
         value = config.targets[value].backbone
-    _check_plugin("backbones", value, f"teachers.{name}.backbone")
+    value = _check_plugin("backbones", value, f"teachers.{name}.backbone")
     if AUTO in teacher.layers and len(teacher.layers) > 1:
         raise ConfigError(
             f"teachers.{name}.layers: {AUTO} chooses one of all layers and stands alone, found "
@@ -213,9 +221,26 @@ def _check_teacher(config: Config, name: str, teacher: Teacher) -> None:
         config.teachers[name] = teacher.model_copy(update={"backbone": pinned(value)})
 
 
-def _check_task(value: Plugin, size: int, key: str, given: bool) -> None:
-    """Checks a task's options, and whether it learns labels that it is given, or its own."""
-    checked = _check_plugin("tasks", value, key)
+def _as_read(given, read):
+    """Gives values as they were given, but text as what it was read as.
+
+    All numbers on the command line are text. Left so, they would be other values than the same
+    numbers in a file, after which everything is made anew.
+    """
+    if isinstance(given, dict) and isinstance(read, dict):
+        return {key: _as_read(value, read.get(key, value)) for key, value in given.items()}
+    if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        return [_as_read(*pair) for pair in zip(given, read, strict=True)]
+    return read if isinstance(given, str) else given
+
+
+def _check_task(value: Plugin, size: int, key: str, given: bool) -> Plugin:
+    """Checks a task's options, and whether it learns labels that it is given, or its own.
+
+    Returns:
+        The task with its options as they were read.
+    """
+    task = _check_plugin("tasks", value, key)
 
     def takes_labels(name: str) -> bool:
         return getattr(plugin("tasks", name), "LABELS", False)
@@ -227,10 +252,22 @@ def _check_task(value: Plugin, size: int, key: str, given: bool) -> None:
             f"{key}: expected a task that {what}, found {value.name}; there is {', '.join(able)}"
         )
     try:
-        plugin("tasks", value.name).check(checked, size)
+        plugin("tasks", value.name).check(options("tasks", task.name, task.options()), size)
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from None
+    return task
 
 
-def _check_plugin(kind: str, value: Plugin, key: str) -> Settings:
-    return options(kind, value.name, value.options(), key)
+def _check_batch(learner, key: str) -> None:
+    """Checks that a hidden layer in the head, which is normalised, sees more than one image."""
+    training = getattr(learner, "training", None)
+    if training and training.batch < 2 and learner.task.options().get("hidden"):
+        raise ConfigError(
+            f"{key}.training.batch: expected 2 or more where {key}.task.hidden is not 0, found 1"
+        )
+
+
+def _check_plugin(kind: str, value: Plugin, key: str) -> Plugin:
+    """Checks the options of a plug-in; gives it with these as they were read."""
+    checked = options(kind, value.name, value.options(), key)
+    return Plugin(name=value.name, **_as_read(value.options(), checked.model_dump(mode="json")))

@@ -9,6 +9,7 @@ import dataclasses
 
 from kt import config
 from kt.config import AUTO, Config
+from kt.core.ending import ConfigError
 
 ONE = 1  # k of kinds that learn from features: only the transform is taken; no `clusters` may be 1
 WHOLE = 10**6  # a k whose parts show the factors that a kind multiplies it by
@@ -83,7 +84,11 @@ class Describer:
 
 
 def describers(settings: Config) -> dict[str, Describer]:
-    """Gives all of them by name; a target that teaches has its path as name, joined by `~`."""
+    """Gives all of them by name; a target that teaches has its path as name, joined by `~`.
+
+    Raises:
+        ConfigError: Two transfers would have one network teach by features of two sizes.
+    """
     found = {
         name: Describer(f"results/teachers/{name}/s0", teacher.map, teacher.pool, teacher.mirror)
         for name, teacher in settings.teachers.items()
@@ -92,7 +97,13 @@ def describers(settings: Config) -> dict[str, Describer]:
         options = _options(settings, lesson)
         for before in rounds(settings, lesson):
             folder = f"results/targets/{options.target}/{before.origin}/s0"
-            found[_graduate(options, before)] = Describer(folder, options.map)
+            name, describer = _graduate(options, before), Describer(folder, options.map)
+            if found.get(name, describer) != describer:  # its features have one place
+                raise ConfigError(
+                    f"transfers.{lesson.transfer}.kind.map: expected {found[name].map}, by which "
+                    f"another transfer has {folder} teach, found {options.map}"
+                )
+            found[name] = describer
     return found
 
 

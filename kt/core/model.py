@@ -64,12 +64,21 @@ def describe(path: Path) -> dict:
     return content
 
 
-def load(path: Path, device="cpu") -> Backbone:
-    """Loads a backbone, ready for use; see `kt.load_backbone`."""
-    content = describe(path)
+def weights_of(path: Path) -> Path:
+    """Finds the file of weights, given itself, the model.json beside it or their folder.
+
+    Raises:
+        DataError: There is none.
+    """
     weights = _folder(path) / "model.safetensors"
     if not weights.is_file():
         raise DataError(f"expected weights at {weights}, found no file")
+    return weights
+
+
+def load(path: Path, device="cpu") -> Backbone:
+    """Loads a backbone, ready for use; see `kt.load_backbone`."""
+    content, weights = describe(path), weights_of(path)
     if table.digest(weights) != content["digest"]:
         raise DataError(
             f"{weights} does not fit the model.json beside it: it was altered or cut short"

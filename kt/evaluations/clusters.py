@@ -43,7 +43,7 @@ def evaluate(backbone, data, options: Options, seed: int) -> list[dict]:
 
 
 def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, float]:
-    """Gives nmi, purity and hungarian of the clusters of test images."""
+    """Gives nmi, purity and hungarian of the clusters of test images; nmi 0 if one holds all."""
     from kt import cluster
     from kt.core import judge
 
@@ -56,7 +56,10 @@ def label_agreement(backbone, data, options: Options, seed: int) -> dict[str, fl
     centroids, _ = cluster.kmeans(train, k, options.iterations, 3, False, seed)
     found, labels = cluster.assign(test, centroids)[0], data.test.labels.numpy()
     measures = {"nmi": judge.nmi, "purity": judge.purity, "hungarian": judge.hungarian}
-    return {name: measure(found, labels) for name, measure in measures.items()}
+    values = {name: measure(found, labels) for name, measure in measures.items()}
+    if found.min() == found.max():  # by its formula a dead layer agrees with labels of one class
+        values["nmi"] = 0.0
+    return values
 
 
 def view_agreement(backbone, pool, options: Options, seed: int) -> float:

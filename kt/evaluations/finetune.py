@@ -3,7 +3,7 @@
 So many labels per class, or a share of the labels of train. For each number or share the same draw
 serves every model of the same seed, so that differences between models can be taken pair by pair.
 All layers are trained by the one training loop, under a fresh linear head; the number of steps is
-fixed, so that no choice is made on test.
+fixed beforehand, so that no choice is made on test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class Options(Settings):
         list[Annotated[float, Field(gt=0, le=1)]],
         Field(description="one run each: share of each class of train, at least one image"),
     ]
-    images: Annotated[Count, Field(description="images seen in a run, repeats counted")]
+    images: Annotated[
+        Count,
+        Field(
+            description="images seen in a run, repeats counted; rounded to whole passes over its "
+            "labels, at least one"
+        ),
+    ]
     task: Annotated[Plugin, Field(description="label task with its augmentation")]
     training: Annotated[Training, Field(description="its epochs are not used: `images` sets them")]
     _some = model_validator(mode="after")(some_labels)

@@ -23,7 +23,13 @@ CHOOSES = False
 class Options(Settings):
     """Options of the evaluation in the config."""
 
-    images: Annotated[Count, Field(description="images seen for each layer, repeats counted")]
+    images: Annotated[
+        Count,
+        Field(
+            description="images seen for each layer, repeats counted; rounded to whole passes over "
+            "the labels, at least one"
+        ),
+    ]
     task: Annotated[Plugin, Field(description="label task with its augmentation and head")]
     training: Annotated[Training, Field(description="its epochs are not used: `images` sets them")]
 
