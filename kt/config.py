@@ -145,7 +145,8 @@ def resolve(root: Path, *overlays: dict[str, Any], check_plugins: bool = True) -
         ConfigError: Anything in it is wrong.
     """
     values = read(Path(root) / "config.yaml")
-    if [overlay["images"] for overlay in overlays if "images" in overlay][-1:] not in ([], [None]):
+    images = [overlay["images"] for overlay in overlays if "images" in overlay]
+    if images and images[-1]:  # the last word counts
         values = merge(values, read(Path(root) / "presets" / "photos.yaml"))
     _follow(values, overlays)
     before = values

@@ -139,7 +139,7 @@ found = []
 for _ in range(12):
     with ThreadPoolExecutor(1) as pool:
         found.append(epoch(pool))
-print(found[-1] - found[-7])
+print(sorted(later - before for before, later in zip(found[-7:], found[-6:]))[3])
 """
 
 
@@ -147,5 +147,5 @@ print(found[-1] - found[-7])
 def test_a_thread_that_fills_batches_gets_the_memory_of_the_last_ones_back():
     done = running.run(sys.executable, "-c", HEAP)
     assert done.returncode == 0, done.stderr
-    # Not every page anew; a batch or two are where the threads' turns come out otherwise.
-    assert int(done.stdout) < 6 * 6 * 28e6 / 4096 / 4
+    # Not every page anew; of the usual epoch, since now and then threads take other turns.
+    assert int(done.stdout) < 6 * 28e6 / 4096 / 20

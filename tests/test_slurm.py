@@ -54,7 +54,6 @@ def test_the_whole_chain_runs_in_shards_gives_the_same_and_then_has_nothing_to_d
     driver = begin(site, folder, pictures, **given)
     number = int(re.search(r"^total +(\d+)", driver.done(), re.M)[1]) - 1  # `all` is no job
     assert [job["state"] for job in driver.jobs()] == ["COMPLETED"] * number
-    assert {job["node"] for job in driver.jobs()} <= set(site.nodes)
     assert (folder / "results/report/index.html").exists()
     assert not [*folder.glob("results/state/*")]  # all is done: nothing to go on from
     for one, other in unsharded(folder, tmp_path):
