@@ -138,15 +138,32 @@ def under_way(driver: Driver, folder: Path) -> dict[str, str]:
     return job
 
 
+@contextlib.contextmanager
+def held(site, job: dict[str, str], folder: Path):
+    """Holds the training of a job until another attempt waits for it, however late that starts."""
+    found = site.processes(f"SLURM_JOB_ID={job['id']}").items()
+    training = [process for process, line in found if " -m kt.pretext_train " in line]
+    assert training, found
+    waits = rf"waiting for process \d+ on .* \(Slurm job {job['id']}\)"
+    for process in training:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+        site.wait(lambda: has_said(folder, waits))
+    finally:
+        for process in training:
+            os.kill(process, signal.SIGCONT)
+
+
 def went_on(folder: Path) -> list[int]:
     """Gives the steps at which the training went on."""
     return list(map(int, re.findall(r"goes on at step (\d+) of", said(folder))))
 
 
-def stopped(folder: Path) -> bool:
-    """Says whether the training has said that it stopped; the next attempt takes its log away."""
+def has_said(folder: Path, pattern: str) -> bool:
+    """Says whether the training has said this yet; the next attempt takes its log away."""
     with contextlib.suppress(FileNotFoundError):
-        return STOPPED in said(folder)
+        return re.search(pattern, said(folder)) is not None
     return False
 
 

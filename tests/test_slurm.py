@@ -12,7 +12,19 @@ import drawing
 import numpy as np
 import pytest
 import slurm
-from on_slurm import MODEL, QUICK, begin, copied, said, same, slowly, stopped, under_way, went_on
+from on_slurm import (
+    MODEL,
+    QUICK,
+    STOPPED,
+    begin,
+    copied,
+    has_said,
+    said,
+    same,
+    slowly,
+    under_way,
+    went_on,
+)
 from running import ROOT, SNAKEMAKE, TINY, overlay
 from safetensors.numpy import load_file
 
@@ -109,7 +121,7 @@ def test_the_workflow_as_a_job_stops_in_time_and_sends_itself_again(
     try:
         site.wait(lambda: [*folder.glob("results/state/deep-s0-*/**/*.state")], 100)
         site.call("scancel", "--batch", "--signal=USR1", drivers()[0]["id"])  # as before its limit
-        site.wait(lambda: stopped(folder), 30)
+        site.wait(lambda: has_said(folder, STOPPED), 30)
         site.wait(lambda: (folder / MODEL).exists(), 200)
         site.wait(lambda: [job["state"] for job in drivers()] == ["COMPLETED"] * 2, 60)
     finally:
@@ -169,7 +181,7 @@ def test_a_job_on_two_nodes_that_is_cancelled_saves_its_state_and_goes_on(
     driver = begin(site, folder, pictures, MODEL, files=files, options=options)
     job = under_way(driver, folder)
     site.call("scancel", job["id"])
-    site.wait(lambda: stopped(folder), 30)
+    site.wait(lambda: has_said(folder, STOPPED), 30)
     driver.done()
     assert [one["state"] for one in driver.jobs()] == ["CANCELLED", "COMPLETED"]
     assert min(went_on(folder)) > 0
