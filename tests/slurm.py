@@ -147,6 +147,15 @@ class Site:
             time.sleep(0.2)
         raise TimeoutError(f"after {seconds} s: {self.jobs()}\n{self.logs()}")
 
+    def ended(self, job: str) -> str:
+        """Waits until a job has ended and its node is rid of it; gives its state."""
+
+        def found():
+            (state,) = [one["state"] for one in self.jobs() if one["id"] == job]
+            return state not in ("RUNNING", "COMPLETING") and state
+
+        return self.wait(found)
+
     def processes(self, named: str = "") -> dict[int, str]:
         """Gives ids and command lines of all that runs on it, daemons among them, or some.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import drawing
 import pytest
 import yaml
-from on_slurm import MODEL, slowly, stopped, went_on
+from on_slurm import MODEL, STOPPED, has_said, slowly, went_on
 from running import ROOT, SNAKEMAKE, TINY, environment, output, run
 
 PROFILE = ROOT / "profiles" / "kubernetes"
@@ -83,7 +83,8 @@ def test_ctrl_c_takes_the_pods_away_and_the_same_command_goes_on(folder, cluster
         driver.send_signal(signal.SIGINT)
         assert driver.wait(60) != 0
         assert "Traceback" not in log.read_text()
-        wait(lambda: stopped(folder) and list(cluster.glob("kt-pretext-train-*.deleted")), 30, log)
+        wait(lambda: has_said(folder, STOPPED), 30, log)
+        wait(lambda: list(cluster.glob("kt-pretext-train-*.deleted")), 30, log)
     done = run(*command(folder, MODEL, files=[folder / "slow.yaml"]))
     assert done.returncode == 0 and min(went_on(folder)) > 0, output(done)
 
@@ -108,7 +109,7 @@ def test_jobs_run_as_pods_and_an_evicted_one_goes_on_with_more_memory(folder, cl
     with training(folder) as (driver, log):
         (first,) = pods.glob("kt-pretext-train-*.pid")
         os.kill(int(first.read_text()), signal.SIGTERM)  # as kubelet does: the first process alone
-        wait(lambda: stopped(folder), 30, log)
+        wait(lambda: has_said(folder, STOPPED), 30, log)
         assert driver.wait(200) == 0, log.read_text()
     assert min(went_on(folder)) > 0 and (folder / MODEL).exists()
     ended = [path.read_text() for path in sorted(pods.glob("*.code"))]

@@ -56,7 +56,7 @@ def test_after_ctrl_c_the_same_command_goes_on(site, running, ready):
     folder, driver, job, start = running
     os.killpg(driver.process.pid, signal.SIGINT)
     assert driver.end() != 0
-    assert driver.jobs()[0]["state"] == "CANCELLED"
+    assert site.ended(job["id"]) == "CANCELLED"
     if slurm.tracker() == "cgroup":
         site.wait(lambda: not site.processes(str(folder)))
     start().done()
@@ -70,7 +70,7 @@ def test_a_job_that_outlived_its_driver_is_waited_for_not_done_twice(site, runni
         driver.end()
         again = start()
     again.done()
-    assert [one["state"] for one in site.jobs() if one["id"] == job["id"]] == ["COMPLETED"]
+    assert site.ended(job["id"]) == "COMPLETED"
     assert "made meanwhile" in said(folder) and not went_on(folder)
     assert same(folder, ready[1])
 
