@@ -302,4 +302,5 @@ def fingerprint(*values) -> str:
 
 def state(name: str, settings: Any) -> str:
     """Gives the folder for what an interrupted job has done; other settings have another one."""
-    return f"results/state/{name.replace('/', '-')}-{fingerprint(settings)}"
+    whole = name.replace("/", "+")  # which no name has: `a-b/c` is not `a/b-c`
+    return f"results/state/{whole}-{fingerprint(settings)}"

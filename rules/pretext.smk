@@ -80,7 +80,8 @@ rule choose:
     params:
         folder=lambda w: DESCRIBERS[w.teacher].folder,
         layers=lambda w: lessons.choices(SETTINGS)[w.teacher],
-        map=lambda w: DESCRIBERS[w.teacher].map,
+        # Text, for Snakemake compares sets of values: with 1 and 2 as seed and map, one would hide.
+        map=lambda w: str(DESCRIBERS[w.teacher].map),
         pool=lambda w: DESCRIBERS[w.teacher].pool,
         mirror=lambda w: ["--mirror"][: DESCRIBERS[w.teacher].mirror],
         clustering=dumps(plan.clustering(SETTINGS)),

@@ -440,6 +440,10 @@ def test_a_new_k_adds_networks_and_keeps_the_names_of_the_others():
     assert len(more) - len(few) == sum(name.endswith("/k100") for name in few)
 
 
+def test_names_with_hyphens_share_no_state():
+    assert workflow.state("small-wide/deep/knn", 1) != workflow.state("small/wide-deep/knn", 1)
+
+
 def test_without_labels_there_is_no_supervised_bound_and_no_probe():
     found = resolve()
     assert all("supervised" not in model.name for model in workflow.judged(found, labelled=False))
