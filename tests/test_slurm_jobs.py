@@ -96,8 +96,10 @@ def test_a_lost_node_s_job_moves_on_and_never_writes_beside_what_lives_there(
     site.start(job["node"])
     (last,) = driver.jobs()[-1:]
     assert last["state"] == "COMPLETED" and last["node"] != job["node"]
-    assert ("waiting for process" in said(folder)) is not dies and same(folder, ready[1])
-    assert not dies or min(went_on(folder)) > 0
+    assert same(folder, ready[1])
+    # That what lives is waited for was seen by `held`: the log may be of a third attempt already,
+    # for the lost job's own Snakemake may hear of the node late, and take away what was made.
+    assert not dies or (min(went_on(folder)) > 0 and "waiting for process" not in said(folder))
 
 
 def test_a_job_at_its_time_limit_is_sent_again_and_goes_on(limited, ready):
