@@ -377,6 +377,8 @@ def test_no_teacher_is_judged_under_an_arm_whose_networks_are_targets(arm):
         found = refusal(**overlay)
         assert "teachers.own.evaluate_as: " in found and "'random', 'direct' or 'longer'" in found
     else:
+        if arm == "random":
+            overlay = {"teachers": {"own": {"evaluate_as": arm, "task": None}, "longer": None}}
         assert resolve(**overlay).teachers["own"].evaluate_as == arm
         found = refusal(teachers={"deep": {"evaluate_as": arm}})
         assert "teachers.deep.evaluate_as: expected null or the name of a target" in found
@@ -481,9 +483,24 @@ def test_controls_take_nothing_from_a_teacher_that_was_trained_elsewhere():
     assert {name for name in found if found[name].weights} == {"deep"}
     found = config.resolve(ROOT, {"teachers": {"deep": {"features": "f.npy"}}})
     assert {name for name, one in found.teachers.items() if one.features} == {"deep"}
+    found = config.resolve(ROOT, {"teachers": {"own": {"weights": FOREIGN}}}).teachers
+    assert found["own"].weights.path == "w.pth" and not found["random"].weights
     overlay = {"teachers": {"b": {"like": "a", "weights": None}, "a": {"like": "deep"}}}
     overlay["teachers"]["a"]["weights"] = FOREIGN
     assert config.resolve(ROOT, overlay).teachers["b"].weights is None
+
+
+@pytest.mark.parametrize(
+    "teachers, refused",
+    [
+        ({"deep": {"task": None}}, "own.evaluate_as"),
+        ({"longer": {"task": None}}, "longer.evaluate_as"),
+        ({"random": {"weights": FOREIGN}}, "random.weights"),
+        ({"own": {"evaluate_as": "random"}}, "own.task"),
+    ],
+)
+def test_no_arm_is_another_network_than_its_name_says(teachers, refused):
+    assert f"teachers.{refused}" in refusal(teachers=teachers)
 
 
 def test_only_networks_that_teach_or_are_judged_are_trained():

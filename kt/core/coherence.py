@@ -65,12 +65,25 @@ def _check_foreign(name: str, teacher: Teacher) -> None:
 
 
 def _check_arm(name: str, teacher: Teacher) -> None:
-    """Checks that what is judged beside the targets has the architecture of one."""
+    """Checks that what is judged beside the targets is what the name of its arm says."""
     if teacher.evaluate_as and isinstance(teacher.backbone, Plugin):
         raise ConfigError(
             f"teachers.{name}.evaluate_as: expected null or the name of a target as "
             f"teachers.{name}.backbone, found the backbone {teacher.backbone.name}: arms differ by "
             "what was learned, not by architecture"
+        )
+    where = f"teachers.{name}.evaluate_as: expected null or "
+    if teacher.evaluate_as in ("direct", "longer") and not teacher.task:
+        raise ConfigError(
+            f"{where}a network that learns a pretext task, found {teacher.evaluate_as!r} and "
+            f"teachers.{name}.task: null; give it a task. Where that comes by `like` of a teacher "
+            "that was trained elsewhere, give that teacher an entry of its own"
+        )
+    if teacher.evaluate_as == "random" and (teacher.task or teacher.weights):
+        key = "task" if teacher.task else "weights"
+        raise ConfigError(
+            f"{where}a network with random weights, found 'random' and teachers.{name}.{key}; make "
+            f"teachers.{name}.{key} null"
         )
 
 
