@@ -17,6 +17,7 @@ import itertools
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def run(arguments) -> None:
         left = {split: len(rows.of(split)) for split in SPLITS}
         copies = left_out["left_out_of_pool"] + left_out["left_out_of_train"]
         _check_numbers(left, dataset, listed, copies)
-        _warn_of_lost_classes(rows)
+        _check_classes(rows, dataset)
         settings = {"dataset": dataset, "seed": arguments.seed}
         packs = folder / "packs"
         histogram = _write_tables(rows, packs, settings)
@@ -202,14 +203,27 @@ def _check_numbers(
             )
 
 
-def _warn_of_lost_classes(rows: Rows) -> None:
-    """Warns where a class is left in one of train and test alone: by copies, bad files, limits."""
-    there: dict[str, set[int]] = {}
+def _check_classes(rows: Rows, dataset: config.Dataset) -> None:
+    """Warns where a class is left in one of train and test alone: by copies, bad files, limits.
+
+    Raises:
+        DataError: No class has two images in train, which no evaluation can choose by; that would
+            come to light when all networks are trained.
+    """
+    there: dict[str, Counter[int]] = {}
     for split in (TRAIN, TEST):
         blocks = (rows.labels(part) for part in spill.parts(rows.of(split)))
-        there[split] = {int(label) for block in blocks for label in np.unique(block)}
+        there[split] = Counter(label for block in blocks for label in block.tolist())
+    if max(there[TRAIN].values(), default=2) < 2:
+        raise DataError(
+            f"{dataset.source} {dataset.path or ''}: expected a class with two or more labelled "
+            "images to train on, since the evaluations choose layers and penalties on held-out "
+            f"ones; found one image in each of {len(there[TRAIN])} classes. Add labelled images, "
+            "have fewer learned from without labels (`unlabelled`), or work without labels"
+        )
     for split, other in ((TRAIN, TEST), (TEST, TRAIN)):
-        lost = sorted(rows.listing.classes[label] for label in there[other] - there[split])
+        alone = there[other].keys() - there[split].keys()
+        lost = sorted(rows.listing.classes[label] for label in alone)
         if lost:
             log.warning(
                 "%d classes have images in %s and none is left in %s, such as %s: copies of test "

@@ -2,9 +2,9 @@
 
 Some networks have to be built to tell their layers (timm, most models of torchvision, files of your
 own) and which images they take (AlexNet: none that are too small; transformers: of one size), and
-PASCAL VOC has to be where it is said to be, with all its lists. Found only by the job that needs
-it, such a mistake would show when teachers have been trained. The workflow calls this when a run
-starts:
+PASCAL VOC has to be where it is said to be, with all its lists, and what is trained on it has to
+fit the targets. Found only by the job that needs it, such a mistake would show when teachers have
+been trained. The workflow calls this when a run starts:
 
     python -m kt.precheck --settings '{...}'            the whole configuration as JSON
 """
@@ -57,6 +57,12 @@ def check(settings: Config) -> None:
     for key, backbone in _backbones(settings).items():
         if _must_be_built(backbone):
             _check_sizes(settings, key, backbone)
+    for name in _on_voc(settings):
+        given = config.options("evaluations", name, settings.evaluations[name])
+        for target, other in settings.targets.items():
+            with _under(f"evaluations.{name} of targets.{target}", ": "):
+                network = _built(config.dumps(other.backbone))
+                config.plugin("evaluations", name).build(network, given)
 
 
 def _backbones(settings: Config) -> dict[str, Plugin]:
@@ -130,12 +136,12 @@ def _looks(settings: Config, key: str, layers: list[str]) -> Iterator[tuple[str,
 
 
 @contextlib.contextmanager
-def _under(key: str) -> Iterator[None]:
+def _under(key: str, link: str = ".") -> Iterator[None]:
     """Puts a dotted key before what an error says."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{key}.{error}") from None
+        raise ConfigError(f"{key}{link}{error}") from None
 
 
 if __name__ == "__main__":

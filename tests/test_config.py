@@ -503,6 +503,14 @@ def test_no_arm_is_another_network_than_its_name_says(teachers, refused):
     assert f"teachers.{refused}" in refusal(teachers=teachers)
 
 
+def test_a_kind_of_several_teachers_loses_none_without_a_word():
+    kind = {"kind": {"name": "multi_similarity", "anchors": 9, "temperature": 0.1}}
+    both, silent = kind | {"of": ["own", "hog"]}, {"own": {"layers": []}}
+    assert "both.of: 'own' teaches nothing" in refusal(teachers=silent, transfers={"both": both})
+    assert resolve(transfers={"both": both}).transfers["both"].of == ["own", "hog"]
+    resolve(teachers=silent, transfers={"hard": {"of": ["own", "hog"]}})
+
+
 def test_only_networks_that_teach_or_are_judged_are_trained():
     everything = set(BASE["teachers"])
     assert set(workflow.at_work(config.resolve(ROOT, {}))) == everything

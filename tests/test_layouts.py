@@ -357,6 +357,17 @@ def test_a_class_that_copies_leave_without_images_is_told(tmp_path, caplog):
     assert "1 classes have images in test and none is left in train, such as 'owl'" in caplog.text
 
 
+def test_one_label_a_class_is_refused_before_anything_is_trained_on_the_images(tmp_path):
+    files = {f"train-unlabelled/{i}.png": encoded(pattern(0, i)) for i in range(20)}
+    files |= {f"{split}/{kind}/{i}.png": encoded(pattern(k, 20 + i)) for k, kind in enumerate("ab")
+              for split, i in (("train", 0), ("test", 1))}  # fmt: skip
+    root = write_folder(files, tmp_path / "all")
+    with pytest.raises(DataError, match="found one image in each of 2 classes"):
+        pack(root, tmp_path / "packed")
+    (root / "train/b/more.png").write_bytes(encoded(pattern(1, 30)))
+    assert pack(root, tmp_path / "packed")["splits"][TRAIN]["images"] == 3
+
+
 def test_rare_classes_keep_a_label_where_there_is_a_pool_too(tmp_path):
     files = {f"{i:03}.png": encoded(pattern(i % 3, i)) for i in range(150)}
     root = write_folder(files, tmp_path / "all")

@@ -128,6 +128,22 @@ def test_what_a_devkit_lacks_is_told_before_the_first_job(tmp_path):
     of_2007 = config.read(ROOT / "presets/voc.yaml")["evaluations"]
     names = ("voc_classification", "voc_detection")
     precheck.check(settings(evaluations={name: of_2007[name] | place for name in names}))
+    large = {"targets": {"small": {"backbone": ALEXNET}}, "teachers": OF_ITS_OWN}
+    large |= {"datasets": {"fashion_mnist": {"size": 64}}}
+    for name, change, message in (
+        ("voc_segmentation", {"layer": "conv1", "skips": ["conv2"]}, "layer 'conv2' is not one"),
+        ("voc_detection", {"min_size": 12}, "images or tiles of 12 px do not fit"),
+        ("voc_classification", {"size": 12}, "images or tiles of 12 px do not fit"),
+        ("voc_classification", {"size": 12, "finetune": None}, "images or tiles of 12 px do not"),
+    ):
+        given = (of_2012 if name == "voc_segmentation" else of_2007[name] | place) | change
+        with pytest.raises(ConfigError, match=f"^evaluations.{name} of targets.small: {message}"):
+            more = large if "12 px" in message else {}
+            precheck.check(settings(evaluations={name: given}, **more))
+    odd = {"small": {"backbone": {"name": "plain", "widths": [8, 8], "strides": [3, 2]}}}
+    detection = {"voc_detection": of_2007["voc_detection"] | place}
+    with pytest.raises(ConfigError, match="of targets.small: layer: expected one whose map has"):
+        precheck.check(settings(evaluations=detection, targets=odd))
     (root / "VOC2007/ImageSets/Main/test.txt").unlink()  # an archive of its own
     for name in names:
         with pytest.raises(DataError, match="test.txt: expected the list of the split 'test'"):

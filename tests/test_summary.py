@@ -241,6 +241,16 @@ def test_the_choice_follows_validation_and_never_test():
         assert [row.chosen for row in comparison.candidates] == [False, True, False]
 
 
+def test_several_networks_of_one_control_are_told_apart():
+    found = list(candidates({"own": 0.5, "own_rotation": 0.7}, [0.1, 0.2]))
+    found = [{**one, "arm": "direct", "teacher": None, "k": None} for one in found]
+    comparison = summary.compare(found, ["knn"])
+    assert [row.about for row in comparison.candidates] == ["own", "own_rotation"]
+    assert [row.about for row in comparison.arms] == ["own_rotation"]
+    one = summary.compare([one for one in found if one["model"] == "own"], ["knn"])
+    assert [row.about for row in one.arms] == [""]
+
+
 def test_validation_scores_of_evaluations_that_are_not_listed_do_not_choose():
     found = list(candidates({"a": 0.5, "b": 0.7}, [0.1, 0.1]))
     for name, value in (("a", 0.9), ("b", 0.1)):

@@ -198,6 +198,12 @@ def _check_transfer(config: Config, name: str, transfer: Transfer) -> None:
             f"{transfer.kind.name}; choose another name"
         )
     module = plugin("transfers", transfer.kind.name)
+    for part in transfer.of if module.TOGETHER else []:  # with fewer it would be another one
+        if part in config.teachers and not config.teachers[part].layers:
+            raise ConfigError(
+                f"transfers.{name}.of: {part!r} teaches nothing, since teachers.{part}.layers is "
+                "[]; name a layer there, or take it out of here"
+            )
     if hasattr(module, "check"):
         try:
             module.check(options("transfers", kind.name, kind.options()), config)

@@ -93,11 +93,12 @@ def pretext_curves(models: Sequence[Model]) -> Markup | None:
 
 
 def target_curves(models: Sequence[Model], comparison: Comparison) -> Markup | None:
-    """Draws accuracy on held-out pseudo-labels by epoch, one line for each arm's chosen model."""
+    """Draws what was taught, right on held-out images, by epoch: the chosen model of each arm."""
     arms = {name: arm for arm, name in comparison.chosen.items()}
     shown = _first_seeds([m for m in models if is_target(m) and m["name"] in arms])
     named = [{**m, "name": arms[m["name"]]} for m in shown]
-    return _curves(named, [m["name"] for m in named], "held-out pseudo-labels predicted", None)
+    what = "what was taught, right on held-out images"
+    return _curves(named, [m["name"] for m in named], what, None)
 
 
 def _curves(models, colours, what: str, level) -> Markup | None:

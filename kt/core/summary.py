@@ -5,6 +5,7 @@ Pure functions; test scores never choose anything, see `kt.core.choice`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -202,13 +203,14 @@ def _columns(records: Sequence[Record]) -> list[Column]:
 
 
 def _rows(records, columns, score, chosen, seconds, several) -> list[Row]:
-    rows = []
-    for (arm, name), group in grouped(records, lambda r: (r["arm"], r["model"])).items():
+    rows, groups = [], grouped(records, lambda r: (r["arm"], r["model"]))
+    numbers = Counter(arm for arm, _ in groups)
+    for (arm, name), group in groups.items():
         rows.append(
             Row(
                 arm=arm,
                 model=name,
-                about=about(group[0]),
+                about=about(group[0]) or (name if numbers[arm] > 1 else ""),
                 chosen=chosen[arm] == name,
                 score=score.get(name),
                 cells=[_cell(group, column, several) for column in columns],

@@ -309,6 +309,22 @@ def scored(scores, truth, prefix: str = "", **more) -> list[dict]:
     return judge.records(values, len(scores), **more)
 
 
+def build(backbone, options: Options):
+    """Gives the network to be trained as a whole, a fresh layer on a copy; None where none is.
+
+    Raises:
+        ConfigError: The pictures are too small; also where features alone are judged.
+    """
+    from kt.core import voc
+    from kt.core.voc_training import Classifier, Trunk
+
+    if not options.finetune:
+        backbone.map_shapes(options.size, backbone.layers)
+        return None
+    trunk = Trunk(backbone, None, options.size, options.finetune)
+    return Classifier(trunk, options.map, options.size, len(voc.CLASSES))
+
+
 def tuned(backbone, root, names, truth, data, options: Options, seed: int):
     """Trains a copy of the network on trainval; gives scores (N, C) float32 of test."""
     import torch
@@ -317,8 +333,8 @@ def tuned(backbone, root, names, truth, data, options: Options, seed: int):
     from kt.core import voc_training
 
     torch.manual_seed(seed)  # the head's weights
-    trunk = voc_training.Trunk(backbone, None, options.size, options.finetune).cpu()
-    network = voc_training.Classifier(trunk, options.map, options.size, truth.shape[1])
+    network = build(backbone, options).cpu()
+    trunk = network.trunk.backbone
     signs = torch.from_numpy(truth).float()
 
     def load(row, epoch):
@@ -328,9 +344,9 @@ def tuned(backbone, root, names, truth, data, options: Options, seed: int):
         return pixels.flip(-1) if mirrored else pixels, signs[row]
 
     def loss(batch):
-        where = trunk.backbone.mean.device
+        where = trunk.mean.device
         pixels, wanted = (torch.stack(part).to(where) for part in zip(*batch, strict=True))
-        scores = network(trunk.backbone.normalise(pixels))
+        scores = network(trunk.normalise(pixels))
         each = functional.binary_cross_entropy_with_logits(
             scores, wanted.clamp(min=0), wanted.abs(), reduction="sum"
         )
@@ -343,7 +359,7 @@ def tuned(backbone, root, names, truth, data, options: Options, seed: int):
     voc_training.train(job)
     with torch.inference_mode():
         parts = [
-            network(trunk.backbone.normalise(pixels.to(trunk.backbone.mean.device))).cpu()
+            network(trunk.normalise(pixels.to(trunk.mean.device))).cpu()
             for first in range(0, len(names["test"]), BATCH)
             for pixels in [squeezed(root, names["test"][first : first + BATCH], options.size)]
         ]

@@ -105,19 +105,19 @@ def trained(backbone, root, names, state, options: Options, seed: int):
     from kt.core import voc, voc_training
 
     torch.manual_seed(seed)  # the heads' weights
-    trunk = voc_training.Trunk(backbone, options.layer, options.crop, options.training).cpu()
-    network = voc_training.FCN(trunk, options.skips, len(voc.CLASSES) + 1)
-    ground = (255 * trunk.backbone.mean).round().byte().numpy()
+    network = build(backbone, options).cpu()
+    trunk = network.trunk.backbone
+    ground = (255 * trunk.mean).round().byte().numpy()
 
     def load(row, epoch):
         (chances,) = voc_training.chances([names[row]], seed, epoch, 4).tolist()
         return view(*pair(root, names[row], options.masks), options, ground, chances)
 
     def loss(batch):
-        where = trunk.backbone.mean.device
+        where = trunk.mean.device
         parts = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
         pixels, wanted = (part.to(where) for part in parts)
-        scores = network(trunk.backbone.normalise(pixels))
+        scores = network(trunk.normalise(pixels))
         each = (
             functional.cross_entropy(  # summed here, since its own sum is not deterministic on CUDA
                 scores, wanted.long(), ignore_index=voc.VOID, reduction="none"
@@ -130,6 +130,15 @@ def trained(backbone, root, names, state, options: Options, seed: int):
         voc_training.fingerprint(backbone, options, names, seed),
     )  # fmt: skip
     return voc_training.train(job)
+
+
+def build(backbone, options: Options):
+    """Gives a fully convolutional network on a copy of the backbone, with fresh heads."""
+    from kt.core import voc
+    from kt.core.voc_training import FCN, Trunk
+
+    trunk = Trunk(backbone, options.layer, options.crop, options.training)
+    return FCN(trunk, options.skips, len(voc.CLASSES) + 1)
 
 
 def pair(root, name: str, masks: str):
