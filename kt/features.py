@@ -121,6 +121,8 @@ def compute(arguments: argparse.Namespace) -> None:
     step.check_space(arguments.output, number * (4 * dimensions + pack.keys.itemsize))
     options = ("model", "layer", "map", "pool", "mirror")
     settings = arguments.part.mark({key: getattr(arguments, key) for key in options})
+    if (computed_in := hardware.extracted_in(where)) != torch.float32:  # parts must agree on it
+        settings["computed_in"] = str(computed_in).removeprefix("torch.")
     parents = [arguments.pack, arguments.model / "model.safetensors"]
     progress = step.Progress(f"features {arguments.layer}", number, "img")
     with table.create(arguments.output, "features", settings, parents) as file:

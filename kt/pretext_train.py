@@ -21,6 +21,7 @@ from pathlib import Path
 from kt import config
 from kt.core import step
 
+STATISTICS_BATCH = 256  # of them at once, less of large ones
 STATISTICS_IMAGES = 2048  # enough for batch-norm statistics of a few hundred channels
 EXAMPLES = 24
 
@@ -107,7 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
     # Statistics that came with the weights are those of the network; nobody trained it here.
     as_it_is = arguments.weights and not arguments.task
     if not as_it_is and (not arguments.task or not job.task.whole_images):
-        backbones.estimate_statistics(backbone, training.pack_batches(pack, chosen, 256))
+        at_once = min(STATISTICS_BATCH, pack.at_once)
+        backbones.estimate_statistics(backbone, training.pack_batches(pack, chosen, at_once))
     _write(arguments, backbone, description, records, examples)
     if arguments.task:
         resume.finish(arguments.state, job.state)

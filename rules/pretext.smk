@@ -35,7 +35,8 @@ rule pretext_train:
         few=lambda w: pretext_params(w)["few"],
         budget=lambda w: pretext_params(w)["budget"],
         seed=lambda w: pretext_params(w)["seed"],
-        stage_version=2,
+        # Statistics of larger images are taken from smaller batches since.
+        stage_version=2 if SETTINGS.datasets[SETTINGS.use.pretext].size <= 134 else "v3",
     message:
         "pretext_train {wildcards.teacher} s{wildcards.seed}"
     shell:

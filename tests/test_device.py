@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kt import config
-from kt.core import delivery, hardware, model, training
+from kt.core import delivery, hardware, model, training, voc_training
 from kt.core.network import Network
 
 WHERE = torch.device("cuda", 0)
@@ -269,6 +269,13 @@ def test_copies_to_and_fro_wait_only_when_what_they_give_is_asked_for(accelerato
         fetch = hardware.fetched(there)
     assert there.device == WHERE and not waited
     assert fetch().device.type == "cpu" and len(waited) == 1
+
+
+def test_maps_are_enlarged_without_a_wait(accelerator):
+    accelerator()
+    with NoWaiting():
+        scores = torch.ones(2, 3, 4, 5, device=WHERE)
+        assert voc_training.enlarged(scores, (3.5, 8.0), (32, 40), (0.0, 1.0)).device == WHERE
 
 
 @pytest.mark.parametrize("kind, order", [("cpu", "a A b B c C"), ("cuda", "a b A c B C")])

@@ -10,7 +10,7 @@ import torch
 
 from kt import features
 from kt.core import blocks, hardware, images, model, table
-from kt.core.parts import WHOLE
+from kt.core.parts import WHOLE, Part
 from kt.core.step import ConfigError, DataError, ResourceError
 
 
@@ -58,11 +58,27 @@ def test_mixed_precision_changes_features_by_its_rounding_only(tmp_path, monkeyp
     teacher(tmp_path / "teacher")
     pack = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(300, 16), crafted.names(300))
     exact = content(run(tmp_path, pack))[0]
-    half = torch.autocast("cpu", torch.bfloat16)
-    monkeypatch.setattr(hardware, "mixed", lambda where: half)
+    monkeypatch.setattr(hardware, "extracted_in", lambda where: torch.bfloat16)
     found = content(run(tmp_path, pack))[0]
     assert found.dtype == np.float32
     assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_parts_that_were_computed_in_several_types_are_refused(tmp_path, monkeypatch):
+    options = {"model": tmp_path / "teacher", "layer": "conv2", "map": 2}
+    teacher(options["model"])
+    pack = crafted.write_pack(tmp_path / "pack.h5", crafted.noise(9, 16), crafted.names(9))
+
+    def part(number: int):
+        path = step(tmp_path, pack, part=Part(number, 2), **options)
+        return path.rename(tmp_path / f"{number}-{hardware.extracted_in(torch.device('cpu'))}.h5")
+
+    one, two = part(1), part(2)
+    assert len(content(step(tmp_path, pack, parts=[one, two], **options))[1]) == 9
+    monkeypatch.setattr(hardware, "extracted_in", lambda where: torch.bfloat16)
+    other = part(2)
+    with pytest.raises(DataError, match="expected the settings .* found .*bfloat16"):
+        step(tmp_path, pack, parts=[one, other], **options)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -91,6 +91,7 @@ def test_training_does_not_import_the_compiler():
         "from kt.core.network import Network, multiply_adds;"
         "plain = crafted.plugin({'name': 'plain', 'widths': [4], 'strides': [2]});"
         "multiply_adds(Network(model.fresh(plain, 0), task), task);"
+        "from kt.core import hardware; hardware.set_up(torch.device('cuda'));"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     here = str(crafted.__file__).rsplit("/", 1)[0]

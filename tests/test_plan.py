@@ -12,11 +12,12 @@ import drawing
 import h5py
 import pytest
 import running
+import torch
 from running import ROOT, TINY
 from test_ingest import dataset
 
 from kt import plan
-from kt.core import amounts, footprint, probe, step
+from kt.core import amounts, footprint, hardware, probe, step
 from kt.core.footprint import Footprint
 from kt.core.step import GPUS, ConfigError, DataError, Interrupted
 from kt.core.work import TRAININGS, Work
@@ -323,6 +324,23 @@ def test_a_probe_stops_at_the_first_run_that_fills_its_time(monkeypatch):
     runs.clear()
     assert probe._growing(work, 12, 2.0).seconds == pytest.approx(0.1)
     assert runs == [2, 2, 8, 12, 12, 12, 12]
+
+
+def test_a_probe_on_a_gpu_times_no_first_run_of_a_size_and_does_not_look_at_the_cpus_memory(
+    monkeypatch,
+):
+    now, seen = [0.0], set()
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(probe, "_peak", lambda: probe.MEMORY + 1 + int(10 * now[0]))
+    monkeypatch.setattr(hardware, "device", lambda: torch.device("cuda", 0))
+
+    def work(number: int) -> int:
+        now[0] += number * 0.1 + (0 if number in seen else 3)
+        seen.add(number)
+        return number
+
+    assert probe._growing(work, 512, 2.0).seconds == pytest.approx(0.1)
+    assert max(seen) == 32
 
 
 def test_what_parts_do_is_not_counted_again_where_they_are_gathered(options, tmp_path, even):

@@ -10,7 +10,7 @@ import torch
 
 import kt
 from kt import config, pretext_train
-from kt.core import figures, pictures, step, training
+from kt.core import figures, images, pictures, step, training
 from kt.core.network import Network
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +96,13 @@ def test_statistics_of_whole_images_are_estimated_where_training_saw_none(
     monkeypatch.setattr("kt.core.backbone.estimate_statistics", lambda *_: estimated.append(name))
     trained(name, tmp_path)
     assert bool(estimated) == anew
+
+
+def test_statistics_look_at_no_more_images_at_once_than_anything_else(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(EPOCHS, "jigsaw", 1)
+    monkeypatch.setattr(images.Pack, "at_once", 50)
+    take = "kt.core.backbone.estimate_statistics"
+    monkeypatch.setattr(take, lambda _, batches: seen.extend(map(len, batches)))
+    trained("jigsaw", tmp_path)
+    assert max(seen) <= 50 < sum(seen)

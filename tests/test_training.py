@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kt.core import model, training
+from kt.core import model, resume, training
 from kt.core.network import Network, multiply_adds, precision
 from kt.core.optimiser import Optimiser
 from kt.core.step import DataError
@@ -36,6 +36,18 @@ def labelled(pixels, labels, **more):
 
 
 # ---------------------------------------------------------------------------- learning
+
+
+def test_no_process_leaves_before_all_have_the_sums_of_the_last_state(tmp_path, monkeypatch):
+    called = []
+    for name in ("total", "wait"):
+        real = getattr(training.parallel, name)
+        noted = lambda *given, n=name, f=real: called.append(n) or f(*given)  # noqa: E731
+        monkeypatch.setattr(training.parallel, name, noted)
+    monkeypatch.setenv(resume.KEEP, "1")
+    one = job(crafted.jigsaw(36, 40), crafted.noise(40, 36), batch=8)
+    training.train(dataclasses.replace(one, log=tmp_path / "log.jsonl", state=tmp_path / "state"))
+    assert called[-2:] == ["total", "wait"]
 
 
 def test_a_tiny_teacher_solves_unseen_puzzles_far_above_chance():

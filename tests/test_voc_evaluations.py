@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from test_evaluations import write_data
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kt import config, evaluate, workflow
 from kt.core import judge, model, resume, voc, voc_metrics, voc_training
@@ -734,6 +735,20 @@ def test_a_picture_is_mirrored_in_half_of_its_epochs(name, backbone, devkit, mon
         [np.allclose(view, one) for view in views] for one in (views[0], views[0][:, ::-1])
     )
     assert sum(kept) + sum(turned) == 60 and 15 < sum(kept) < 45
+
+
+def test_a_step_reads_its_loss_once():
+    class Reads(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **kwargs or {})
+
+    job, _ = toy(["a", "b", "c", "d"], batch=2, epochs=3)
+    with Reads() as reads:
+        voc_training.train(job)
+    assert reads.number == 6
 
 
 def test_the_learning_rate_follows_the_schedule():

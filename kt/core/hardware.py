@@ -202,7 +202,8 @@ def set_up(where: torch.device, deterministic: bool = False) -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting loads the compiler
+        torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # else each batch is filled twice
 
 
@@ -234,7 +235,12 @@ def one_behind(begun: Iterator, where: torch.device) -> Iterator:
 
 
 def mixed(where: torch.device) -> torch.autocast:
-    """Gives the precision of extraction: bfloat16 where a GPU has it, else float32."""
-    dtype = precision("auto", where)  # float16 might not hold what a network gives
-    enabled = where.type == "cuda" and dtype == torch.bfloat16
+    """Switches to the type of extraction."""
+    enabled = extracted_in(where) != torch.float32
     return torch.autocast(where.type, torch.bfloat16, enabled=enabled)
+
+
+def extracted_in(where: torch.device) -> torch.dtype:
+    """Gives the type that features are computed in: bfloat16 where a GPU has it, else float32."""
+    dtype = precision("auto", where)  # float16 might not hold what a network gives
+    return dtype if where.type == "cuda" and dtype == torch.bfloat16 else torch.float32

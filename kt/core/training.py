@@ -141,6 +141,8 @@ class _Run:
                 self._record(epoch)
             if job.log and os.environ.get(resume.KEEP):
                 self.save()
+                # Nothing else on a GPU does: others would be gone before the first has their sums.
+                parallel.wait()
         finally:
             self.writer.close()
         progress.close()

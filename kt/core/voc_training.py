@@ -208,16 +208,17 @@ def enlarged(scores: Tensor, cells, size: Sequence[int], finer) -> Tensor:
         (B, C, H, W).
     """
     rows, columns = (
-        _read_at(number, side, cells, finer).to(scores)
+        _read_at(number, side, cells, finer, scores.device).to(scores.dtype)
         for number, side in zip(size, scores.shape[-2:], strict=True)
     )
     return rows @ scores @ columns.T
 
 
-def _read_at(number: int, side: int, cells, finer) -> Tensor:
+def _read_at(number: int, side: int, cells, finer, where: torch.device) -> Tensor:
     """Gives what each of `side` cells adds to each of `number` places, (number, side) float32."""
-    places = ((finer[0] + torch.arange(number) * finer[1] - cells[0]) / cells[1]).clamp(0, side - 1)
-    return (1 - (places[:, None] - torch.arange(side)).abs()).clamp(min=0)
+    given, read = (torch.arange(one, device=where) for one in (side, number))
+    places = ((finer[0] + read * finer[1] - cells[0]) / cells[1]).clamp(0, side - 1)
+    return (1 - (places[:, None] - given).abs()).clamp(min=0)
 
 
 @dataclasses.dataclass
@@ -285,10 +286,11 @@ def train(job: Job) -> nn.Module:
                     ahead = _begun(job, number + 1, per_epoch, batch, pool)
                 generator.manual_seed(training._step_seed(job.seed, number))
                 loss = job.loss(content)
-                _check_finite(job, float(loss.detach()), number + 1, rows)
+                value = float(loss.detach())  # read once: it waits for a GPU
+                _check_finite(job, value, number + 1, rows)
                 optimiser.scaled(loss).backward()
                 optimiser.step(settings.lr * training.rate(number, total, settings))
-                progress.add(batch, f"loss {float(loss.detach()):.3f}")
+                progress.add(batch, f"loss {value:.3f}")
                 if stop.is_set() or writer.due():
                     _save(writer, job, optimiser, number + 1)
                 if stop.is_set():
