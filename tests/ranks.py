@@ -40,6 +40,9 @@ def main(place: Path, kind: str, *faults: str) -> None:
         wanted.network.left_over = torch.nn.Linear(3, 2)
     if "unlike" in faults:
         training.precision = lambda *_: training.TYPES[parallel.rank()]
+    if "compiled" in faults:  # without the code that the compiler would write
+        wrap = parallel.wrap
+        parallel.wrap = lambda *given: torch.compile(wrap(*given), backend="aot_eager")
     if "blind" in faults and parallel.rank() == 1:
         resume.newest = lambda *_: None
     rows = []

@@ -132,6 +132,12 @@ def test_processes_of_several_precisions_or_with_idle_weights_find_what_one_find
     assert_alike(*(outcome(tmp_path / name / "pretext") for name in ("two", "one")))
 
 
+@pytest.mark.slow
+def test_the_compiler_follows_several_processes_too(whole, tmp_path):
+    finish(tmp_path, "pretext", "compiled", launcher=TWO)
+    assert_alike(outcome(tmp_path / "pretext"), outcome(whole / "pretext"))
+
+
 def test_steps_on_several_nodes_of_one_job_do_not_meet_each_other(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     one, other = (dict(part.split("=", 1) for part in launch._meeting(2)) for _ in range(2))
