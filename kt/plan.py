@@ -223,9 +223,9 @@ def estimate(every: Iterable[Job], due: Iterable[Job], folder: Path) -> dict[str
     """
     read = ((job, benchmark(folder, job.name, _log(job))) for job in every)
     measured = {job.name: _with_gpu(job, found) for job, found in read if found}
-    work = Work(every, folder)
+    did, work = Work(every, folder), Work(every, folder, {job.name for job in due})
     done_before = [job for job in every if job.name in measured]
-    rates = [(measured[job.name], work.operations(job)) for job in done_before]
+    rates = [(measured[job.name], did.operations(job)) for job in done_before]
     rates = [[amount / done for amount in cost[:3]] for cost, done in rates if done]
     middle = {}
     for kind in {work.kind(job) for job in done_before}:

@@ -227,6 +227,12 @@ def test_the_pixel_limit_itself_is_allowed():
         decode(payload, 16, 599)
 
 
+def test_the_limit_of_the_settings_counts_and_not_pillows(monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    payload = encoded(np.zeros((20, 30), np.uint8))
+    assert decode(payload, 16, 600).pixels.shape == (3, 16, 16)
+
+
 def test_a_shorter_side_below_8_is_refused_and_8_is_enlarged():
     assert pixels(np.zeros((8, 90), np.uint8)).shape == (3, 16, 16)
     with pytest.raises(BadImage, match="90 x 7"):

@@ -2,6 +2,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import crafted
 import numpy as np
@@ -160,6 +161,27 @@ for step in map(int, steps):
     assert np.array_equal(found, shown[rows]), f"every {step}"
 (folder / f"{here} done").touch()
 """
+
+
+def test_compiled_code_has_a_place_where_neither_the_program_nor_the_home_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert compiled._place(tmp_path / "file/a", tmp_path / "b/c") == tmp_path / "b/c"
+    code = (
+        "import sys, pathlib; from kt.core import compiled; file = pathlib.Path(sys.argv[1]);"
+        "place = compiled._place(file / 'a', file / 'b'); assert place.is_dir(); print(place)"
+    )
+    done = running.run(sys.executable, "-c", code, tmp_path / "file")
+    assert done.returncode == 0 and not Path(done.stdout.strip()).exists(), running.output(done)
+
+
+def test_all_compiled_code_is_kept_in_a_folder_of_its_machine():
+    code = (
+        "import platform; from kt.core import resample;"
+        "assert platform.node() in resample._resize._cache.cache_path"
+    )
+    env = running.environment(ROOT)
+    env.pop("NUMBA_CACHE_DIR", None)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env).returncode == 0
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from test_ingest import pack
 from kt.core import delivery, encoded, images, jpeg, order, training
 from kt.core.layouts import POOL, SPLITS, TEST
 from kt.core.order import BLOCK, block_of, block_order
-from kt.core.step import DataError
+from kt.core.step import DataError, ResourceError
 from kt.pretext_train import build_task, pool_context
 
 
@@ -32,6 +32,29 @@ def folders(tmp_path_factory):
 
 def pools(folders, split=POOL):
     return [images.read_pack(folders / name / f"{split}.h5") for name in ("pixels", "jpeg")]
+
+
+def test_what_the_quick_decoder_does_not_take_is_decoded_by_pillow(folders, monkeypatch):
+    def baseline(content):
+        raise RuntimeError("progressive" if not full else "can't allocate memory: you tried")
+
+    monkeypatch.setattr(encoded, "_decoder", lambda: jpeg.by_pillow)
+    packed, full = pools(folders)[1].images, False
+    expected = packed[:12]
+    monkeypatch.setattr(encoded, "_decoder", lambda: baseline)
+    assert np.array_equal(packed[:12], expected)
+    full = True
+    with pytest.raises(ResourceError, match="no memory to decode"):
+        packed[0]
+
+
+def test_extraction_looks_at_every_byte_of_a_pack_once(folders, monkeypatch):
+    seen, verify = [], images.table.verify
+    monkeypatch.setattr(images.table, "verify", lambda *given: seen.append(given) or verify(*given))
+    path = folders / "jpeg" / f"{POOL}.h5"
+    assert images.layout(path).shape == images.read_pack(path).images.shape and len(seen) == 1
+    images.span(path, 8, images.WHOLE)
+    assert sum(len(keys) for keys, _ in images.stream(path, 8)) == 72 and len(seen) == 2
 
 
 def test_rows_are_those_of_the_pixels_but_for_the_encoding(folders):

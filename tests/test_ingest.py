@@ -423,6 +423,15 @@ def test_a_disk_that_is_too_small_is_told_before_any_work(root, out, monkeypatch
     assert not out.exists()
 
 
+def test_large_pictures_as_jpegs_are_not_taken_for_larger_than_they_are(root, out, monkeypatch):
+    place, needed = out.parent, []
+    monkeypatch.setattr(ingest.step, "check_space", lambda path, number: needed.append(number))
+    for size in (64, 255):
+        ingest._check_space(place, place, 1000, dataset(root, size=size, storage="jpeg"))
+    assert 1.0 < needed[0] / (2 * 1000 * 64**2) < 1.5
+    assert 0.5 < needed[1] / (2 * 1000 * 255**2) < 0.8
+
+
 # ---------------------------------------------------------------------------- the command
 
 

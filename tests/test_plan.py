@@ -183,9 +183,16 @@ def test_packs_that_stand_are_counted_by_their_keys_alone(jobs, tmp_path, even):
     pack.parent.mkdir(parents=True)
     with h5py.File(pack, "w") as file:  # no images that could be looked at
         file["keys"] = [b"one", b"two", b"three"]
-    found = plan.estimate(jobs, jobs, tmp_path)
-    assert found["features/deep-block2-images-train-unlabelled"].seconds == pytest.approx(30.0)
-    assert found["pretext_train/deep-s0"].seconds == pytest.approx(3.0)
+    left = [job for job in jobs if job.rule != "ingest"]
+    found = plan.estimate(jobs, left, tmp_path)
+    features, deep = "features/deep-block2-images-train-unlabelled", "pretext_train/deep-s0"
+    assert found[features].seconds == pytest.approx(30.0)
+    assert found[deep].seconds == pytest.approx(3.0)
+    anew = plan.estimate(jobs, jobs, tmp_path)  # packed again, up to the limits
+    assert anew[features].seconds > 100 and anew[deep].seconds > 10
+    # What was measured was of the pack as it is.
+    measured(tmp_path, deep, 9.0, 9.0)
+    assert plan.estimate(jobs, jobs, tmp_path)[TARGETS[0]].seconds > 50
 
 
 def test_clustering_costs_what_its_settings_ask_for(jobs, tmp_path, even):

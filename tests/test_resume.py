@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import crafted
 import numpy as np
@@ -296,6 +297,26 @@ def test_under_the_workflow_other_files_have_other_states(tmp_path, monkeypatch)
 
 
 # ---------------------------------------------------------------------------- settings
+
+
+def test_a_state_is_kept_whatever_stands_there_of_later_steps(tmp_path):
+    for number in (100, 200):
+        (tmp_path / f"step-{number:09d}.state").write_bytes(b"x")
+    for number in (20, 50):
+        resume.save(tmp_path, number, {"step": number}, {})
+    assert resume.newest(tmp_path, {}, torch.device("cpu"))["step"] == 50
+    assert len(list(tmp_path.glob("*.state"))) == 2
+
+
+def test_states_that_stand_count_as_room_for_those_to_come(tmp_path, monkeypatch):
+    network = torch.nn.Linear(1000, 250)  # 1 MB
+    size = sum(value.nbytes for value in network.state_dict().values())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4 * size))
+    with pytest.raises(ResourceError, match="bytes are needed"):
+        resume.Writer(tmp_path, {}, network)
+    for number in (1, 2):
+        (tmp_path / f"step-{number:09d}.state").write_bytes(bytes(3 * size))
+    resume.Writer(tmp_path, {}, network)
 
 
 def test_other_settings_are_refused_with_the_keys_that_differ(tmp_path):

@@ -268,7 +268,7 @@ def test_pictures_that_cannot_be_read_for_the_moment_are_read_again(tmp_path, mo
 
 
 def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
-    place = write_tar(tree(45, 1, 1, 12), tmp_path / "drawn.tar")
+    place = write_tar(tree(45, 2, 1, 12), tmp_path / "drawn.tar")
     monkeypatch.setattr(shards, "MOST", 1)
     monkeypatch.setattr(rows, "BLOCK", 20)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

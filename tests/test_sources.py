@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 import io
@@ -7,6 +8,7 @@ import struct
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +84,22 @@ def test_without_split_names_everything_is_unlabelled(tmp_path):
     files = {"a.png": PNG, "2019/holiday/b.JPG": PNG, "2020/c.jpeg": PNG}
     found = listed(write_folder(files, tmp_path))
     assert found == dict.fromkeys(files, (POOL, None))
+
+
+def test_a_disks_own_folders_may_be_closed_and_others_not(tmp_path, monkeypatch):
+    write_folder({"a/one.png": PNG, "lost+found/x.png": PNG, ".Trashes/x.png": PNG}, tmp_path)
+    real, closed = os.listdir, {"lost+found", ".Trashes"}
+
+    def listdir(path):
+        if Path(path).name in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert set(listed(tmp_path)) == {"a/one.png"}
+    closed.add("a")
+    with pytest.raises(DataError, match="cannot list the folder 'a': Permission denied"):
+        listed(tmp_path)
 
 
 def test_hidden_files_and_other_suffixes_are_only_counted(tmp_path):

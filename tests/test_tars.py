@@ -151,6 +151,13 @@ def test_a_folder_of_pictures_with_a_stray_tar_stays_one(tmp_path):
     assert not tars.are_at(tmp_path / "loose")
 
 
+def test_what_stands_aside_or_leads_nowhere_hides_no_shards(tmp_path):
+    write_tar({"a.png": PNG}, tmp_path / "a.tar")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "self").symlink_to("self")
+    assert tars.are_at(tmp_path)
+
+
 # ---------------------------------------------------------------------------- index and parts
 
 

@@ -9,19 +9,39 @@ Each machine has a folder of its own: the lock below may not reach across nodes 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(Path(__file__).parent / "__pycache__" / platform.node())
-)
 
-import numba
-import numpy as np
+def _place(*folders: Path) -> Path:
+    """Gives the first folder that can be written, or one that goes with this process."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            return folder
+    folder = Path(tempfile.mkdtemp(prefix="kt-compiled-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = str(
+        _place(
+            Path(__file__).parent / "__pycache__" / platform.node(),
+            Path(os.path.expanduser("~/.cache/kt"), platform.node()),
+        )
+    )
+
+import numba  # noqa: E402 (reads the variable)
+import numpy as np  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -49,6 +69,16 @@ def compiled(function):
     for name in ("load_overload", "save_overload"):
         setattr(kept, name, _alone(Path(kept.cache_path))(getattr(kept, name)))
     return made
+
+
+def compiled_at_once(signature):
+    """Compiles a loop in whole numbers for arguments of known types where it stands."""
+
+    def make(function):
+        with _alone(Path(os.environ["NUMBA_CACHE_DIR"])):
+            return numba.njit(signature, cache=True, nogil=True)(function)
+
+    return make
 
 
 @compiled

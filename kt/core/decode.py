@@ -108,7 +108,7 @@ def hurry() -> None:
 
 
 def _decode(payload: bytes | np.ndarray, size: int, max_pixels: int, levels: Levels) -> Decoded:
-    image = _open(payload)
+    image = _open(payload, max_pixels)
     mode, (width, height) = image.mode, image.size
     _check_size(width, height, max_pixels)
     image.draft(None, (2 * size, 2 * size))  # large JPEGs: decode at 1/2, 1/4 or 1/8
@@ -142,11 +142,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadImage(f"{width} x {height} pixels, the shorter side must have {MIN_EDGE}")
 
 
-def _open(payload: bytes | np.ndarray) -> Image.Image:
+def _open(payload: bytes | np.ndarray, max_pixels: int) -> Image.Image:
     if isinstance(payload, np.ndarray):
         return Image.fromarray(payload)
     if not payload:
         raise BadImage("the file is empty")
+    if Image.MAX_IMAGE_PIXELS < max_pixels:  # or Pillow would refuse what the settings allow
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         image = Image.open(io.BytesIO(payload), formats=FORMATS)
     except Image.UnidentifiedImageError:

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from kt.core import jpeg, table
-from kt.core.step import DataError
+from kt.core.step import DataError, ResourceError, lack, line
 
 FEW = 8  # images that one thread decodes as fast as several
 
@@ -106,12 +106,21 @@ def decode(content: np.ndarray, size: int) -> np.ndarray:
         DataError: It is broken or has another size.
     """
     try:
-        pixels = _decoder()(content.tobytes())
+        pixels = _decoded(content.tobytes())
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"is broken ({error})") from error
     if pixels.shape != (size, size, 3):
         raise DataError(f"has {pixels.shape} pixels instead of {(size, size, 3)}")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    try:
+        return _decoder()(content)
+    except RuntimeError as error:
+        if lack(error):
+            raise ResourceError(f"no memory to decode an image: {line(error)}") from None
+        return jpeg.by_pillow(content)  # such as progressive ones, which not every decoder takes
 
 
 @functools.cache

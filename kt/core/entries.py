@@ -27,7 +27,7 @@ SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
 # Folders that systems make by themselves, with copies and what was thrown away.
-ASIDE = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN"))
+ASIDE = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"))
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -169,13 +169,18 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
+def stands_aside(part: str) -> bool:
+    """Says whether a file or folder of this name is no part of the pictures."""
+    return part in ASIDE or (part.startswith(".") and part != "..")
+
+
 def _is_named_as_picture(parts: tuple[str, ...]) -> bool:
     return os.path.splitext(parts[-1])[1].lower() in SUFFIXES
 
 
 def _judge(file: File, parts: tuple[str, ...], max_pixels: int) -> tuple[bool, str]:
     """Gives whether a file is to be ignored, and else why it must not be read, or nothing."""
-    if not parts or any(part in ASIDE or part[0] == "." and part != ".." for part in parts):
+    if not parts or any(map(stands_aside, parts)):
         return True, ""
     if ".." in parts or file.name.startswith("/") or DRIVE.match(file.name):
         return False, "its name leads out of the archive"

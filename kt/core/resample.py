@@ -12,8 +12,9 @@ import functools
 import math
 import threading
 
-import numba
 import numpy as np
+
+from kt.core.compiled import compiled_at_once, numba  # told where to keep code
 
 BITS = 22  # of the weights, as in Pillow
 SUPPORT = 2.0  # of the cubic kernel, in pixels of the smaller image
@@ -93,7 +94,7 @@ def _weigh(rows, first, factors, total, out):
         out[i] = min(max(total[i] >> BITS, 0), 255)
 
 
-@numba.njit(SIGNATURE, nogil=True, cache=True)
+@compiled_at_once(SIGNATURE)
 def _resize(pixels, first, factors, band, shrunk, middle, out):
     edge, size = len(pixels), len(out)
     band[edge:] = 0

@@ -75,7 +75,8 @@ class Writer:
         self.last, self.copying, self.writing_took = time.monotonic(), 0.0, 0.0  # seconds
         if self.folder is not None:
             weights = sum(value.nbytes for value in network.state_dict().values())
-            step.check_space(self.folder, (KEPT + 1) * STATE_OF_WEIGHTS * weights)
+            there = sum(path.stat().st_size for path in self.folder.glob("step-*.state"))
+            step.check_space(self.folder, (KEPT + 1) * STATE_OF_WEIGHTS * weights - there)
             self.writing_took = STATE_OF_WEIGHTS * weights / WRITTEN_PER_SECOND
         self.thread: ThreadPoolExecutor | None = None
         self.writing: Future | None = None
@@ -136,14 +137,18 @@ def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:
         content: Tensors, numbers and strings.
         fingerprint: The settings that whoever goes on must share.
     """
-    with step.replacing(folder / f"step-{number:09d}.state") as temporary:
+    path = folder / f"step-{number:09d}.state"
+    with step.replacing(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(bytes(DIGEST_BYTES))
             payload = _Hashed(file)
             torch.save({**content, "fingerprint": _plain(fingerprint)}, payload)
             file.seek(0)
             file.write(payload.hash.digest())
-    for old in sorted(folder.glob("step-*.state"))[:-KEPT]:
+    # Those of later steps are broken, or the training would have gone on there.
+    states = sorted(folder.glob("step-*.state"))
+    before, after = states[: states.index(path)], states[states.index(path) + 1 :]
+    for old in before[: -(KEPT - 1)] + after:
         old.unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,9 +46,12 @@ class _Unknown(Exception):
 class Work:
     """Knows how much work each job of a run is, and asks probes what it costs."""
 
-    def __init__(self, every: Iterable[Job], folder: Path):
-        """Takes all jobs, also those that are done, and the folder where results/ is."""
-        self.folder = folder
+    def __init__(self, every: Iterable[Job], folder: Path, due: Collection[str] = ()):
+        """Takes all jobs, the folder where results/ is, and the names of those that will run.
+
+        Without these it tells what the jobs did, by the packs as they are.
+        """
+        self.folder, self.due = folder, due
         self.makers = {job.options["output"]: job for job in every}
 
     def kind(self, job: Job) -> tuple:
@@ -70,9 +73,9 @@ class Work:
         return json.loads(self.makers[str(folder)].options["dataset"])
 
     def _rows(self, pack: str | Path) -> int:
-        """Gives the number of images of a pack: as they are, or their limit."""
+        """Gives the number of images of a pack: as they are, or their limit where it is due."""
         place = Path(pack)
-        if (self.folder / place).exists():
+        if f"ingest/{place.parent.name}" not in self.due and (self.folder / place).exists():
             return _packed((self.folder / place).absolute())
         return _known(self.dataset(place.parent)[LIMITS[place.stem]])
 

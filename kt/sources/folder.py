@@ -44,6 +44,8 @@ def files(root: Path) -> Iterator[tree.File]:
         try:
             found = sorted(os.listdir(os.path.join(root, folder)))  # names alone: they may be many
         except OSError as error:
+            if any(map(tree.stands_aside, folder.split("/"))):  # as a disk's own may be closed
+                continue
             raise DataError(
                 f"{root}: cannot list the folder {folder!r}: {error.strerror}"
             ) from None

@@ -137,14 +137,20 @@ def are_at(root: Path) -> bool:
     for folder in (root, *(root / split for split in SPLITS)):
         if folder.is_dir():
             for item in os.scandir(folder):
-                if item.name.startswith("."):
+                if tree.stands_aside(item.name):
                     continue
-                if item.is_dir() and not (folder == root and item.name in SPLITS):
+                if _is_folder(item) and not (folder == root and item.name in SPLITS):
                     return False
                 if os.path.splitext(item.name)[1].lower() in tree.SUFFIXES:
                     return False
                 found = found or item.name.endswith(".tar")
     return found
+
+
+def _is_folder(item: os.DirEntry) -> bool:
+    with contextlib.suppress(OSError):  # a link to itself, or to what may not be seen
+        return item.is_dir()
+    return False
 
 
 def count(root: Path, enough: float, dataset: Dataset) -> tuple[int, bool]:
