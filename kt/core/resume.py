@@ -147,8 +147,8 @@ def save(folder: Path, number: int, content: dict, fingerprint: dict) -> None:
             file.write(payload.hash.digest())
     # Those of later steps are broken, or the training would have gone on there.
     states = sorted(folder.glob("step-*.state"))
-    before, after = states[: states.index(path)], states[states.index(path) + 1 :]
-    for old in before[: -(KEPT - 1)] + after:
+    before, after = [old for old in states if old < path], [old for old in states if old > path]
+    for old in before[: 1 - KEPT] + after:
         old.unlink(missing_ok=True)
 
 
